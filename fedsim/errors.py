@@ -1,0 +1,26 @@
+"""The one error that a user's input can cause, and how a misspelt name is answered."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigurationError(ValueError):
+    """Bad configuration, data or checkpoint: the message is one line saying what was given, expected, and to do."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:
+    """Builds the error for a name that nothing goes by.
+
+    Args:
+        kind: what was looked up, in the singular ("method").
+        given: the name that was asked for.
+        known: every name there is.
+
+    Returns:
+        The error, naming near matches where there are any and every known name where there are none.
+    """
+    names = sorted(known)
+    lowered = {name.lower(): name for name in names}
+    near = [lowered[match] for match in get_close_matches(given.lower(), lowered, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    return ConfigurationError(f"unknown {kind} {given!r}; {hint}")

@@ -1,0 +1,1 @@
+"""The outside: command line, presets, run files and their pictures, benchmarks."""
