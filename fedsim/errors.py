@@ -8,6 +8,10 @@ class ConfigurationError(ValueError):
     """Bad configuration, data or checkpoint: the message is one line saying what was given, expected, and to do."""
 
 
+class TrainingError(RuntimeError):
+    """A run that cannot go on: the message is one line naming client, round and what to do."""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:
     """Builds the error for a name that nothing goes by.
 

@@ -1,0 +1,112 @@
+"""What a data set is to the simulator: columns of tensors, names of labels, and the writer of each example."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_partitions.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedData:
+    """Train and test examples, before anybody says which client holds which.
+
+    Subclass and override `draw` and `transform` together for a data set with augmentation.
+
+    Args:
+        train: columns under Hugging Face's names, one row per example, such as pixel_values float32 (N, C, H, W) and
+            labels int64 (N,).
+        test: the same columns for the held-out examples.
+        label_names: the name of each label; labels lie in 0 to len(label_names) - 1. Empty for a task without labels.
+        task: what is learned, such as "image_classification".
+        user: who wrote each training example (N,), any sortable dtype; None where nobody knows.
+
+    Raises:
+        DataError: for an empty split, columns of unequal length, or a label outside its range.
+    """
+
+    train: dict[str, Tensor]
+    test: dict[str, Tensor]
+    label_names: tuple[str, ...]
+    task: str
+    user: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for split, columns in (("train", self.train), ("test", self.test)):
+            examples = _count_rows(split, columns)
+            if self.label_names:
+                _check_labels(split, columns, len(self.label_names))
+            if split == "train" and self.user is not None and self.user.shape != (examples,):
+                raise DataError(
+                    f"user has shape {self.user.shape}, expected ({examples},): give one user per train row"
+                )
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Makes the random draws of augmentation, apart from their use so that every trainer can replay them.
+
+        Args:
+            generator: source of randomness, already made for this client and round.
+            shape: how many examples and how they are laid out, such as (steps, B).
+
+        Returns:
+            Tensors whose leading dimensions are `shape`; empty where the data set does not augment.
+        """
+        return {}
+
+    def transform(self, batch: dict[str, Tensor], draws: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Turns stored rows into what the model reads, on whatever device they are.
+
+        Args:
+            batch: rows of the columns, (B, ...) each.
+            draws: what `draw` made for these rows, (B, ...) each; None at evaluation.
+
+        Returns:
+            The batch with the same names; here the batch itself.
+        """
+        return batch
+
+
+class DataSet(ABC):
+    """Names a data set and how to read it; making one is cheap, `load` does the work."""
+
+    @abstractmethod
+    def load(self) -> FederatedData:
+        """Reads the examples.
+
+        Returns:
+            The data, on the CPU.
+
+        Raises:
+            DataError: where the data are missing or malformed.
+        """
+
+
+def _count_rows(split: str, columns: dict[str, Tensor]) -> int:
+    """The number of rows that all columns of a split share."""
+    lengths = {name: len(column) for name, column in columns.items()}
+    if not lengths or min(lengths.values()) == 0:
+        raise DataError(f"{split} has no examples, expected at least one: check the data set's files and arguments")
+    if len(set(lengths.values())) > 1:
+        raise DataError(f"{split} columns have lengths {lengths}, expected equal ones: give every example every column")
+    return next(iter(lengths.values()))
+
+
+def _check_labels(split: str, columns: dict[str, Tensor], names: int) -> None:
+    """Refuses a label without a name, which would otherwise fail deep inside the loss."""
+    if "labels" not in columns:
+        raise DataError(f"{split} has columns {sorted(columns)}, expected one called labels: rename the label column")
+    labels = columns["labels"]
+    outside = ((labels < 0) | (labels >= names)).nonzero()
+    if len(outside):
+        where = tuple(outside[0].tolist())
+        raise DataError(
+            f"{split} label {labels[where].item()} at row {where[0]} is outside the expected 0 to {names - 1}:"
+            f" correct the row or name every label"
+        )

@@ -1,0 +1,200 @@
+"""A client: the LightningModule around a LoRA-adapted backbone, and the trainer that runs jobs one after another.
+
+The engine drives the module without a lightning.Trainer: a Trainer, DataLoader or optimiser object per client would
+cost more than a small client's steps. The same module also trains under a stock Trainer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import lightning
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from fedsim.data import Batch, Examples
+from fedsim.errors import ConfigurationError
+from fedsim.method import ClientJob, Penalty
+from fedsim.optimizers import SGD, LocalOptimizer
+from fedsim.parameters import FlatParameters
+from fedsim.task import Classification, Task
+
+Autocast = Callable[[], AbstractContextManager[None]]
+
+
+class ClientModule(lightning.LightningModule):
+    """What a client trains: an adapted backbone and its task.
+
+    Args:
+        backbone: the LoRA-adapted backbone.
+        task: what it learns.
+        optimizer: what a stock Trainer uses; the engine steps P with its own, flat.
+    """
+
+    def __init__(self, backbone: nn.Module, task: Task | None = None, optimizer: SGD | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.task = task or Classification()
+        self._sgd = optimizer or SGD(lr=1e-3)
+
+    def example_losses(self, batch: Batch) -> Tensor:
+        """Returns the loss of each row, (B,)."""
+        return self.task.example_losses(self.backbone, batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the mean of the example losses, weighted by `batch["weight"]` (B,) where it is given."""
+        loss = weighted_mean(self.example_losses(batch), batch.get("weight"))
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Returns SGD for a stock Trainer."""
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return torch.optim.SGD(trainable, self._sgd.lr, self._sgd.momentum, weight_decay=self._sgd.weight_decay)
+
+
+def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Reduces (..., B) losses over their last dimension; rows of weight zero count nothing, and without any it is 0."""
+    if weight is None:
+        return losses.mean(-1)
+    return (losses * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A job that is done.
+
+    Attributes:
+        job: the job.
+        vector: (P,), where it ended.
+        logged: what its module logged, as means over its examples.
+    """
+
+    job: ClientJob
+    vector: Tensor
+    logged: dict[str, float]
+
+
+class Trainer(Protocol):
+    """Runs jobs, in any order, and yields each as it is done."""
+
+    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains every job from its own start; none sees another."""
+
+
+@dataclass
+class Recorder:
+    """Stands in for LightningModule.log: values stay on the device until the job is done."""
+
+    weight: int = 0
+    sums: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def log(self, name: str, value: Any, *_: Any, **__: Any) -> None:
+        """Adds one value, weighted by the examples of the step that it came from."""
+        if not isinstance(value, int | float | Tensor):
+            raise ConfigurationError(
+                f"the client's module logs {name!r} as a {type(value).__name__}; expected a number or a tensor, "
+                "as a metric object would mix clients: log its value"
+            )
+        total, weight = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+        value = torch.as_tensor(value).detach().double()
+        self.sums[name] = (total.to(value.device) + value * self.weight, weight + self.weight)
+
+    def log_dict(self, dictionary: dict[str, Any], *_: Any, **__: Any) -> None:
+        """Adds several."""
+        for name, value in dictionary.items():
+            self.log(name, value)
+
+    def means(self) -> dict[str, float]:
+        """Returns the means so far and starts anew."""
+        means = {name: float(total) / weight for name, (total, weight) in self.sums.items() if weight}
+        self.sums = {}
+        return means
+
+
+def set_client_mode(module: nn.Module) -> None:
+    """Sets what trains on a client: backbone dropout off, LoRA dropout on, as in FLASC's published code."""
+    module.eval()
+    for layer in module.modules():
+        if isinstance(layer, LoraLayer):
+            layer.lora_dropout.train()
+
+
+class SequentialTrainer:
+    """Runs jobs one after another on the one model of the worker.
+
+    Args:
+        module: the client's module; `training_step(batch, step)` is all that is asked of it. A module that overrides
+            configure_optimizers is stepped by its own optimiser, a fresh one a job.
+        parameters: the flat P that its backbone's trainable parameters are views of.
+        examples: the training set.
+        optimizer: the client's optimiser.
+        penalty: what the method adds to every loss, or None.
+        autocast: makes the precision context of a step.
+    """
+
+    def __init__(
+        self,
+        module: lightning.LightningModule,
+        parameters: FlatParameters,
+        examples: Examples,
+        optimizer: LocalOptimizer,
+        penalty: Penalty | None,
+        autocast: Autocast,
+    ) -> None:
+        self._module = module
+        self._parameters = parameters
+        self._examples = examples
+        self._optimizer = optimizer
+        self._penalty_gradient = None if penalty is None else torch.func.grad(penalty)
+        self._autocast = autocast
+        self._recorder = Recorder()
+        module.log, module.log_dict = self._recorder.log, self._recorder.log_dict  # type: ignore[method-assign]
+
+    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains the jobs in the order given."""
+        set_client_mode(self._module)
+        device = self._examples.device
+        for job in jobs:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(job.seed)
+                self._run(job)
+            yield Trained(job, self._parameters.vector.clone(), self._recorder.means())
+
+    def _run(self, job: ClientJob) -> None:
+        vector, gradient = self._parameters.vector, self._parameters.gradient
+        self._parameters.load(job.start)
+        step_own = self._own_optimizer()
+        state = self._optimizer.state(vector)
+        for step, rows in enumerate(job.batches):
+            rows = rows[rows >= 0]
+            self._recorder.weight = len(rows)
+            draws = {name: draw[step, : len(rows)] for name, draw in job.draws.items()}
+            batch = self._examples.batch(torch.from_numpy(rows).to(self._examples.device), draws)
+            gradient.zero_()
+            with self._autocast():
+                loss = self._module.training_step(batch, step)
+            loss.backward()
+            if self._penalty_gradient is not None:
+                gradient.add_(self._penalty_gradient(vector, job.reference, job.penalty_tensors))
+            if job.gradient_mask is not None:
+                gradient.mul_(job.gradient_mask)
+            if step_own is not None:
+                step_own()
+            else:
+                self._optimizer.step(vector, gradient, state, job.rate_scale)
+
+    def _own_optimizer(self) -> Callable[[], Any] | None:
+        """Returns the step of the module's own optimiser where it brings one."""
+        inherited = (ClientModule.configure_optimizers, lightning.LightningModule.configure_optimizers)
+        if type(self._module).configure_optimizers in inherited:
+            return None
+        optimizer = self._module.configure_optimizers()
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigurationError(
+                f"{type(self._module).__name__}.configure_optimizers returned {type(optimizer).__name__}; "
+                "expected one torch optimiser, or leave the method out to use client.optimizer"
+            )
+        return optimizer.step

@@ -1,0 +1,62 @@
+"""Data as the engine sees it: columns under Hugging Face's names, resident on the device, cut into batches by row."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+
+class FederatedData(Protocol):
+    """What a data set brings. `data_partitions.FederatedData` is one; a user's own needs only these names."""
+
+    train: dict[str, Tensor]
+    test: dict[str, Tensor]
+    label_names: Sequence[str]
+    task: str
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """Draws what augmentation needs for examples in that shape, each (*shape, ...); empty where there is none."""
+
+    def transform(self, batch: Batch, draws: dict[str, Tensor] | None) -> Batch:
+        """Turns stored columns (B, ...) into the model's; without draws, as evaluation sees them."""
+
+
+class Examples:
+    """One split on the device, and the batches made of it.
+
+    Args:
+        data: the data set, for its transform.
+        columns: the split's columns, (N, ...) each.
+        device: where they live from now on.
+        dtype: what floating-point columns become.
+    """
+
+    def __init__(self, data: FederatedData, columns: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+        self._transform = data.transform
+        self.columns = {
+            name: column.to(device, dtype if column.is_floating_point() else None) for name, column in columns.items()
+        }
+        self.device = device
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def batch(self, rows: Tensor, draws: dict[str, Tensor] | None = None) -> Batch:
+        """Gathers rows.
+
+        Args:
+            rows: (B,) int64 on the device, -1 for padding.
+            draws: augmentation of these rows, (B, ...) each, or None.
+
+        Returns:
+            The transformed columns (B, ...) and `weight` (B,), 1 for an example and 0 for padding.
+        """
+        present = rows >= 0
+        chosen = rows.clamp(min=0)
+        batch = self._transform({name: column[chosen] for name, column in self.columns.items()}, draws)
+        return {**batch, "weight": present.to(self.dtype)}

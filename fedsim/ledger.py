@@ -1,0 +1,95 @@
+"""The ledger: bytes up and down, per client and round. A byte is a byte of an encoded payload that could be sent."""
+
+import csv
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from fedsim.codec import decode
+
+VALUE_BYTES = 4
+"""The paper's convention charges each value four bytes and its index nothing; both are kept, side by side."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One client in one round.
+
+    Attributes:
+        round: 1 to N.
+        client: the client.
+        worker: the process that trained it.
+        examples: how many it has; without any it takes part with weight zero and pays no bytes.
+        upload_bytes: the length of the encoded payload that it sent.
+        download_bytes: the length of the encoded payload that it received.
+        upload_values: how many values the upload held.
+        download_values: how many values the download held.
+    """
+
+    round: int
+    client: int
+    worker: int
+    examples: int
+    upload_bytes: int
+    download_bytes: int
+    upload_values: int
+    download_values: int
+
+    @classmethod
+    def of(cls, round: int, client: int, worker: int, examples: int, upload: bytes, download: bytes) -> "Entry":
+        """Measures the payloads of one client, empty for one that took part without examples."""
+        return cls(
+            round, client, worker, examples, len(upload), len(download), _values(upload), _values(download)
+        )
+
+
+@dataclass
+class Totals:
+    """Sums over all entries so far, in bytes; values at four bytes each."""
+
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    upload_value_bytes: int = 0
+    download_value_bytes: int = 0
+
+
+class Ledger:
+    """Writes ledger.csv as rounds end and keeps its sums.
+
+    Args:
+        path: of ledger.csv.
+        position: where a resumed run goes on, in bytes of the file; what stands behind is dropped.
+        totals: the sums up to there.
+    """
+
+    COLUMNS = tuple(field.name for field in fields(Entry))
+
+    def __init__(self, path: Path, position: int = 0, totals: Totals | None = None) -> None:
+        self.totals = totals or Totals()
+        self._file = path.open("a" if position else "w", newline="", encoding="utf-8")
+        self._file.truncate(position)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        if not position:
+            self._rows.writerow(self.COLUMNS)
+
+    def add(self, entry: Entry) -> None:
+        """Enters one client's bytes."""
+        self._rows.writerow([getattr(entry, column) for column in self.COLUMNS])
+        self.totals.upload_bytes += entry.upload_bytes
+        self.totals.download_bytes += entry.download_bytes
+        self.totals.upload_value_bytes += VALUE_BYTES * entry.upload_values
+        self.totals.download_value_bytes += VALUE_BYTES * entry.download_values
+
+    def sync(self) -> int:
+        """Brings the file to disk and returns its length in bytes: the position that a checkpoint remembers."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _values(payload: bytes) -> int:
+    return decode(payload)[0].count if payload else 0

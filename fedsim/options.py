@@ -1,0 +1,92 @@
+"""The options of client, server and communication: plain fields that the command line reads and checks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fedsim.errors import ConfigurationError
+
+
+@dataclass
+class ClientOptions:
+    """How a client trains.
+
+    Args:
+        optimizer: stepped flat on the client's parameters, fresh every round.
+        lr: its learning rate, above 0.
+        momentum: of sgd, in [0, 1).
+        weight_decay: added to sgd's gradient, decoupled in adamw.
+        batch_size: examples a local step, at least 1.
+        local_epochs: passes over the client's examples a round, at least 1.
+        max_steps: an upper bound on local steps a round; none without it.
+        pack: how many clients train in one forward; 1 trains them one after another. It is part of the bits.
+        module: class path of your own LightningModule; its first parameter is the adapted backbone.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    local_epochs: int = 1
+    max_steps: int | None = None
+    pack: int = 1
+    module: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        require("client.lr", self.lr, self.lr > 0, "a number above 0")
+        require("client.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        require("client.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("client.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
+        require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
+        require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or none")
+        require("client.pack", self.pack, self.pack >= 1, "1 or more")
+
+
+@dataclass
+class ServerOptions:
+    """How the server turns the mean update into new parameters.
+
+    Args:
+        optimizer: adam makes it FedAdam (Reddi et al. 2021), sgd of rate 1 without momentum FedAvg.
+        lr: the server's learning rate, above 0.
+        betas: decay of the two moments of adam, adamw and yogi, each in [0, 1).
+        eps: added to the root of the second moment.
+        momentum: of sgd, in [0, 1).
+        weight_decay: decoupled in adamw, added to the gradient in the others.
+        weighting: each client's weight in the mean: equal, or its number of examples.
+    """
+
+    optimizer: Literal["adam", "adamw", "sgd", "yogi", "adagrad"] = "adam"
+    lr: float = 5e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    weighting: Literal["uniform", "examples"] = "uniform"
+
+    def __post_init__(self) -> None:
+        require("server.lr", self.lr, self.lr > 0, "a number above 0")
+        require("server.betas", list(self.betas), all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        require("server.eps", self.eps, self.eps > 0, "a number above 0")
+        require("server.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
+        require("server.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+
+
+@dataclass
+class CommunicationOptions:
+    """How payloads are encoded.
+
+    Args:
+        index_coding: how the places of a sparse payload are written; auto takes the smallest.
+        value_dtype: how values travel; rounding them is part of the result. float64 serves 64-bit simulations.
+    """
+
+    index_coding: Literal["auto", "dense", "bitmask", "rice"] = "auto"
+    value_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+
+def require(name: str, given: object, holds: bool, expected: str) -> None:
+    """Raises a ConfigurationError that names the option, unless it holds."""
+    if not holds:
+        raise ConfigurationError(f"{name} is {given}; expected {expected}")

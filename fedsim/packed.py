@@ -1,0 +1,195 @@
+"""Many clients in one forward over the shared backbone: the second trainer of the same jobs.
+
+G slots hold a client each. Every linear layer that trains (LoRA's two factors, the head) becomes a batched product
+with one weight per slot; everything frozen runs once over all rows. A slot whose client is done takes the next one at
+once. There are always G slots, empty ones with weight zero, so that a client's bits do not depend on its neighbours.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fedsim.client import Autocast, ClientModule, Trained, set_client_mode, weighted_mean
+from fedsim.data import Batch, Examples
+from fedsim.method import ClientJob, Penalty
+from fedsim.optimizers import LocalOptimizer
+from fedsim.parameters import FlatParameters, Layout
+
+
+def why_not_packed(module: nn.Module, layout: Layout) -> str | None:
+    """Says why a module cannot be packed, or None if it can.
+
+    Args:
+        module: the client's module.
+        layout: of its trainable parameters.
+    """
+    if not isinstance(module, ClientModule):
+        return f"{type(module).__name__} is no ClientModule: it gives no example_losses"
+    for method in ("training_step", "configure_optimizers"):
+        if getattr(type(module), method) is not getattr(ClientModule, method):
+            return f"{type(module).__name__} overrides {method}"
+    linear = {f"{name}.{p}" for name, m in _trainable_linears(module.backbone) for p, _ in m.named_parameters()}
+    others = [entry.name for entry in layout.entries if entry.name not in linear]
+    return f"{others[0]} trains and belongs to no nn.Linear" if others else None
+
+
+class PackedTrainer:
+    """Runs up to G jobs at once.
+
+    Args:
+        module: the client's module, for which `why_not_packed` is None.
+        parameters: the flat P of its backbone.
+        examples: the training set.
+        optimizer: the client's optimiser, stepped on (G, P).
+        penalty: what the method adds to every loss, or None.
+        autocast: makes the precision context of a step.
+        slots: G, at least 1.
+    """
+
+    def __init__(
+        self,
+        module: ClientModule,
+        parameters: FlatParameters,
+        examples: Examples,
+        optimizer: LocalOptimizer,
+        penalty: Penalty | None,
+        autocast: Autocast,
+        slots: int,
+    ) -> None:
+        self._module = module
+        self._examples = examples
+        self._optimizer = optimizer
+        self._penalty_gradient = None if penalty is None else torch.func.vmap(torch.func.grad(penalty))
+        self._autocast = autocast
+        self._vector = parameters.vector.repeat(slots, 1)
+        self._weights = {name: view.requires_grad_() for name, view in parameters.layout.views(self._vector).items()}
+        self._slots: list[_Slot | None] = [None] * slots
+
+    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains the jobs, longest first, and yields each when its slot is done with it."""
+        set_client_mode(self._module)
+        waiting = sorted(jobs, key=lambda job: len(job.batches))
+        state = self._optimizer.state(self._vector)
+        with _packed(self._module.backbone, self._weights, self._slots):
+            while waiting or any(self._slots):
+                for number, slot in enumerate(self._slots):
+                    if slot is None and waiting:
+                        self._slots[number] = _Slot(waiting.pop(), self._examples.device)
+                        self._vector[number] = self._slots[number].job.start
+                        for value in state.values():
+                            value[number] = 0
+                self._step(state)
+                for number, slot in enumerate(self._slots):
+                    if slot is not None and slot.done:
+                        yield Trained(slot.job, self._vector[number].clone(), slot.logged())
+                        self._slots[number] = None
+
+    def _step(self, state: dict[str, Tensor]) -> None:
+        batch = self._batch()
+        with self._autocast():
+            losses = self._module.example_losses(batch)
+        losses, weight = (value.view(len(self._slots), -1) for value in (losses, batch["weight"]))
+        means = weighted_mean(losses, weight)
+        gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
+        gradient = torch.cat([part.flatten(1) for part in gradients], dim=1)
+        if self._penalty_gradient is not None:
+            self._add_penalty(gradient, self._penalty_gradient)
+        if (mask := self._stack(lambda job: job.gradient_mask)) is not None:
+            gradient.mul_(mask)
+        self._optimizer.step(self._vector, gradient, state, self._stack(lambda job: job.rate_scale))
+        for slot, mean in zip(self._slots, means.detach(), strict=True):
+            if slot is not None:
+                slot.advance(mean)
+
+    def _batch(self) -> Batch:
+        """Gathers the next rows of every slot, (G B, ...), slot by slot."""
+        busy = [slot for slot in self._slots if slot is not None]
+        empty = torch.full_like(busy[0].batches[0], -1)
+        rows = torch.cat([empty if slot is None else slot.batches[slot.step] for slot in self._slots])
+        draws = {
+            name: torch.cat([torch.zeros_like(draw[0]) if s is None else s.job.draws[name][s.step] for s in self._slots])
+            for name, draw in busy[0].job.draws.items()
+        }
+        return self._examples.batch(rows, draws)
+
+    def _stack(self, of: Callable[[ClientJob], Tensor | None]) -> Tensor | None:
+        """Stacks what jobs multiply by, (G, P), ones where a slot has none; None where no slot has any."""
+        parts = [None if slot is None else of(slot.job) for slot in self._slots]
+        if all(part is None for part in parts):
+            return None
+        return torch.stack([torch.ones_like(self._vector[0]) if part is None else part for part in parts])
+
+    def _add_penalty(self, total: Tensor, gradient: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]) -> None:
+        busy = [number for number, slot in enumerate(self._slots) if slot is not None]
+        jobs = [slot.job for slot in self._slots if slot is not None]
+        tensors = {name: torch.stack([job.penalty_tensors[name] for job in jobs]) for name in jobs[0].penalty_tensors}
+        reference = torch.stack([job.reference for job in jobs])
+        total[busy] += gradient(self._vector[busy], reference, tensors)
+
+
+class _Slot:
+    """A client in its place: how far it is, and its own dropout."""
+
+    def __init__(self, job: ClientJob, device: torch.device) -> None:
+        self.job = job
+        self.batches = torch.from_numpy(job.batches).to(device)
+        self.step = 0
+        self.generator = torch.Generator(device).manual_seed(job.seed)
+        self._losses: list[Tensor] = []
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.batches)
+
+    def advance(self, mean_loss: Tensor) -> None:
+        self._losses.append(mean_loss)
+        self.step += 1
+
+    def logged(self) -> dict[str, float]:
+        weight = torch.from_numpy((self.job.batches >= 0).sum(1)).double()
+        return {"train/loss": float(torch.stack(self._losses).double().cpu() @ weight / weight.sum())}
+
+
+def _trainable_linears(backbone: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear) and any(p.requires_grad for p in module.parameters(recurse=False)):
+            yield name, module
+
+
+@contextmanager
+def _packed(backbone: nn.Module, weights: dict[str, Tensor], slots: list[_Slot | None]) -> Iterator[None]:
+    """Runs the backbone with a weight per slot in every layer that trains, and dropout from each slot's generator."""
+    patched: list[nn.Module] = []
+    try:
+        for name, linear in _trainable_linears(backbone):
+            linear.forward = partial(_linear, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+            patched.append(linear)
+        for module in backbone.modules():
+            if isinstance(module, nn.Dropout) and module.training and module.p:
+                module.forward = partial(_dropout, module.p, slots)  # type: ignore[method-assign]
+                patched.append(module)
+        yield
+    finally:
+        for module in patched:
+            del module.forward
+
+
+def _linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
+    """(G b, ..., in) by (G, out, in) to (G b, ..., out), a slot's rows by its own weight."""
+    rows = inputs.reshape(len(weight), -1, inputs.shape[-1])
+    if bias is None:
+        outputs = torch.bmm(rows, weight.transpose(1, 2))
+    else:
+        outputs = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+    return outputs.view(*inputs.shape[:-1], -1)
+
+
+def _dropout(rate: float, slots: list[_Slot | None], inputs: Tensor) -> Tensor:
+    keep = torch.ones_like(inputs).view(len(slots), -1)
+    for row, slot in zip(keep, slots, strict=True):
+        if slot is not None:
+            row.bernoulli_(1 - rate, generator=slot.generator)
+    return inputs * keep.view_as(inputs) / (1 - rate)

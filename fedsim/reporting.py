@@ -1,0 +1,190 @@
+"""The files of a run: metrics.csv, ledger.csv, TensorBoard's events, summary.json, and what the terminal shows.
+
+Only the server worker has them. Rows of metrics.csv also stand in every checkpoint, so a resumed run neither doubles
+nor misses one.
+"""
+
+import csv
+import io
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.loggers import TensorBoardLogger
+
+from fedsim.ledger import Ledger, Totals
+from fedsim.progress import Progress
+
+_TOTALS = ("upload_bytes", "download_bytes", "upload_value_bytes", "download_value_bytes")
+
+
+@dataclass
+class History:
+    """What a run has reported so far; a checkpoint keeps it.
+
+    Attributes:
+        rows: of metrics.csv.
+        ledger_position: bytes of ledger.csv.
+        totals: the ledger's sums.
+        seconds: spent so far.
+        clients: trained so far.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    ledger_position: int = 0
+    totals: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    clients: int = 0
+
+
+class RunFiles:
+    """Writes the files of one run as it goes.
+
+    Args:
+        folder: the run directory, which exists.
+        history: empty, or what the checkpoint remembers.
+        round: the round of that checkpoint, 0 for a new run.
+        progress: what the terminal shows.
+    """
+
+    def __init__(self, folder: Path, history: History, round: int, progress: Progress) -> None:
+        self.folder = folder
+        self._history = history
+        self._progress = progress
+        self._started = time.perf_counter() - history.seconds
+        self._logged: dict[str, list[tuple[float, int]]] = {}
+        self.ledger = Ledger(folder / "ledger.csv", history.ledger_position, Totals(**history.totals))
+        # Two writers, as each purges by its own step when a run resumes: rounds, and bytes.
+        self._by_round = _writer(folder, "", round + 1 if round else None)
+        bytes_before = self.ledger.totals.upload_bytes
+        self._by_bytes = _writer(folder, "by_upload_bytes", bytes_before + 1 if round else None)
+
+    def trained(self, logged: Mapping[str, float], examples: int) -> None:
+        """Notes what one client's module logged, to be averaged over examples until the next evaluation."""
+        self._history.clients += 1
+        for name, value in logged.items():
+            self._logged.setdefault(name, []).append((value, examples))
+
+    def round_done(self, round: int) -> None:
+        """Moves the progress bar."""
+        self._progress.update(round, self._history.clients / max(self._seconds(), 1e-9), self.ledger.totals.upload_bytes)
+
+    def evaluated(self, round: int, metrics: Mapping[str, float]) -> None:
+        """Writes a row of metrics.csv and the curves; a row that a resumed run already has stays as it is.
+
+        Args:
+            round: after so many server steps.
+            metrics: of the main view by bare name, of others as view/metric.
+        """
+        rows = self._history.rows
+        if rows and rows[-1]["round"] >= round:
+            return
+        training = {
+            name: sum(v * n for v, n in found) / max(1, sum(n for _, n in found)) for name, found in self._logged.items()
+        }
+        self._logged = {}
+        totals = asdict(self.ledger.totals)
+        rows.append({"round": round, **totals, **metrics, **training, "seconds": round_to(self._seconds(), 3)})
+        write_atomically(self.folder / "metrics.csv", _csv(rows))
+        curves = {**{_tag(name, "eval"): value for name, value in metrics.items()}, **training}
+        megabytes = {f"communication/{name.replace('_bytes', '_MB')}": value / 1e6 for name, value in totals.items()}
+        self._by_round.log_metrics({**curves, **megabytes}, step=round)
+        by_bytes = {_tag(name, "eval_by_upload_bytes"): value for name, value in metrics.items()}
+        self._by_bytes.log_metrics(by_bytes, step=totals["upload_bytes"])
+        self._progress.evaluated(round, metrics, totals["upload_bytes"])
+
+    def history(self) -> dict[str, Any]:
+        """Brings everything to disk and returns what a checkpoint must remember of it."""
+        self._history.ledger_position = self.ledger.sync()
+        self._history.totals = asdict(self.ledger.totals)
+        self._history.seconds = self._seconds()
+        self._by_round.experiment.flush()
+        self._by_bytes.experiment.flush()
+        return asdict(self._history)
+
+    def finish(self, identity: Mapping[str, Any], higher_is_better: Mapping[str, bool], hyperparameters: Mapping[str, Any]) -> None:
+        """Writes summary.json, which marks the run as finished, and the table of hyper-parameters.
+
+        Args:
+            identity: what the run is: name, method, seed, rounds, workers, versions, ...
+            higher_is_better: of the main view's metrics.
+            hyperparameters: the resolved configuration, flat.
+        """
+        rows = self._history.rows
+        final = {name: rows[-1][name] for name in higher_is_better}
+        best = {
+            name: (max if higher else min)(row[name] for row in rows if row.get(name) is not None)
+            for name, higher in higher_is_better.items()
+        }
+        seconds = self._seconds()
+        summary = {
+            **identity,
+            "final": final,
+            "best": best,
+            "higher_is_better": dict(higher_is_better),
+            **asdict(self.ledger.totals),
+            "seconds": round_to(seconds, 3),
+            "clients_per_second": round_to(self._history.clients / max(seconds, 1e-9), 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+        }
+        self._by_round.log_hyperparams(dict(hyperparameters), {f"final/{name}": value for name, value in final.items()})
+        self.close()
+        write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Closes every file."""
+        self.ledger.close()
+        self._by_round.finalize("")
+        self._by_bytes.finalize("")
+        self._progress.close()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file by a new text, or leaves it as it was."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def peak_memory_bytes() -> int:
+    """Returns the most memory this process ever held: the GPU's where there is one, otherwise resident memory."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def round_to(value: float, digits: int) -> float:
+    """Rounds, so that files stay readable."""
+    return float(f"{value:.{digits}f}")
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    """Writes rows under the union of their columns, `seconds` last."""
+    columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name != "seconds"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*columns, "seconds"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _tag(metric: str, group: str) -> str:
+    """Names a curve: accuracy under eval/accuracy, full/accuracy under eval_full/accuracy."""
+    view, slash, name = metric.rpartition("/")
+    return f"{group}_{view}/{name}" if slash else f"{group}/{name}"
+
+
+def _writer(folder: Path, name: str, purge_step: int | None) -> TensorBoardLogger:
+    return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False, purge_step=purge_step)

@@ -1,0 +1,42 @@
+"""Who takes part and what it trains on: pure functions of a generator. Cost follows the cohort, not the population."""
+
+import numpy as np
+
+
+def sample_cohort(generator: np.random.Generator, population: int, cohort_size: int) -> list[int]:
+    """Draws the clients of one round, uniformly without replacement (FLASC, Algorithm 1, lines 6 and 7).
+
+    Args:
+        generator: of the purpose COHORT and this round.
+        population: how many clients there are.
+        cohort_size: how many of them take part, at most the population.
+
+    Returns:
+        The clients in increasing order: the cohort order, in which updates are added.
+    """
+    return sorted(generator.choice(population, cohort_size, replace=False, shuffle=False).tolist())
+
+
+def local_batches(
+    generator: np.random.Generator, examples: np.ndarray, batch_size: int, epochs: int, max_steps: int | None
+) -> np.ndarray:
+    """Lays out a client's local steps: every epoch a new order, the last batch of an epoch padded.
+
+    Args:
+        generator: of the purpose BATCHES, this round and this client.
+        examples: (n,) int64, the client's rows of the training set.
+        batch_size: rows a step, at least 1.
+        epochs: passes over the client's examples, at least 1.
+        max_steps: stop after so many steps, None for no bound.
+
+    Returns:
+        (steps, batch_size) int64, -1 for padding, which stands at the end of a row; (0, batch_size) for no examples.
+    """
+    steps_per_epoch = -(-len(examples) // batch_size)
+    steps = steps_per_epoch * epochs if max_steps is None else min(steps_per_epoch * epochs, max_steps)
+    batches = np.full((steps, batch_size), -1, dtype=np.int64)
+    for first in range(0, steps, max(1, steps_per_epoch)):
+        rows = batches[first : first + steps_per_epoch].reshape(-1)
+        order = generator.permutation(examples)[: rows.size]
+        rows[: order.size] = order
+    return batches

@@ -1,0 +1,269 @@
+"""The whole life of a run: resume, then per round sample, assign, download, train, upload, gather, aggregate, step.
+
+Every worker runs the same function. The server worker alone holds the server's state and the files; all others know
+of the round only what travelled to them.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedsim.checkpoint import Checkpoint, save_checkpoint
+from fedsim.client import Trained, Trainer
+from fedsim.codec import VALUE_DTYPES, decode, encode
+from fedsim.data import FederatedData
+from fedsim.errors import TrainingError
+from fedsim.evaluation import Evaluation, Evaluator
+from fedsim.ledger import Entry
+from fedsim.method import ClientJob, Method, Plan, ServerState
+from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions
+from fedsim.parameters import FlatParameters
+from fedsim.reporting import RunFiles
+from fedsim.sampling import local_batches, sample_cohort
+from fedsim.schedule import assign
+from fedsim.seeding import Purpose, generator, torch_seed
+from fedsim.server import initial_state, restore_state, snapshot
+from fedsim.sparse import SparseVector
+from fedsim.transport import Workers
+
+
+class Partition(Protocol):
+    """Which client holds which rows of the training set."""
+
+    @property
+    def clients(self) -> int:
+        """How many clients there are."""
+
+    def of(self, client: int) -> np.ndarray:
+        """Returns the client's rows, (n,) int64; maybe none."""
+
+    def examples(self, client: int) -> int:
+        """Returns how many rows the client has."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run, built and checked: what trains, on what, by which method, how often.
+
+    Attributes:
+        method: decides every round.
+        data: for its augmentation draws; the columns live in the trainer and the evaluator.
+        partition: which client holds which rows.
+        parameters: the flat P of this worker's model; its values at the start are the server's.
+        trainer: runs this worker's jobs.
+        evaluator: evaluates views.
+        client: batch size, epochs and steps of local work.
+        server: the server's optimiser and weighting.
+        communication: how payloads are encoded.
+        rounds: server steps in all.
+        cohort_size: clients a round, at most the population.
+        seed: of every random choice.
+        evaluate_every_rounds: rounds between evaluations; the last is always evaluated.
+        checkpoint_every_rounds: rounds between checkpoints; the last is always kept.
+    """
+
+    method: Method
+    data: FederatedData
+    partition: Partition
+    parameters: FlatParameters
+    trainer: Trainer
+    evaluator: Evaluator
+    client: ClientOptions
+    server: ServerOptions
+    communication: CommunicationOptions
+    rounds: int
+    cohort_size: int
+    seed: int
+    evaluate_every_rounds: int
+    checkpoint_every_rounds: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run ended.
+
+    Attributes:
+        vector: (P,), the main view of the last round.
+        evaluation: what it is worth.
+    """
+
+    vector: Tensor
+    evaluation: Evaluation
+
+
+def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, checkpoint: Checkpoint | None) -> Result:
+    """Runs an experiment from its start, or from a checkpoint, to its last round.
+
+    Args:
+        experiment: the run.
+        workers: the processes that share it; all call this.
+        files: where the server worker writes; None on the others.
+        checkpoint: where the server worker goes on; None on the others, and for a new run.
+
+    Returns:
+        The main view of the last round, on every worker.
+
+    Raises:
+        TrainingError: a client's update is not finite; it names client and round.
+    """
+    state = initial_state(experiment.parameters, experiment.server)
+    if checkpoint is not None:
+        restore_state(state, checkpoint)
+    done = int(workers.broadcast([b"%d" % (checkpoint.round if checkpoint else 0)])[0])
+    if done in (0, experiment.rounds):
+        result = evaluate(experiment, state, done, workers, files)
+
+    for round in range(done + 1, experiment.rounds + 1):
+        run_round(experiment, state, round, workers, files)
+        last = round == experiment.rounds
+        if last or round % experiment.evaluate_every_rounds == 0:
+            result = evaluate(experiment, state, round, workers, files)
+        if files is not None and (last or round % experiment.checkpoint_every_rounds == 0):
+            save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
+    return result
+
+
+def run_round(
+    experiment: Experiment, state: ServerState, round: int, workers: Workers, files: RunFiles | None
+) -> None:
+    """Runs one round, from the cohort to the server's step.
+
+    Args:
+        experiment: the run.
+        state: the server's; only the server worker's moves on.
+        round: 1 to the number of rounds.
+        workers: the processes that share it.
+        files: the server worker's.
+    """
+    method, partition = experiment.method, experiment.partition
+    cohort = sample_cohort(
+        generator(experiment.seed, Purpose.COHORT, round), partition.clients, experiment.cohort_size
+    )
+    examples = [partition.examples(client) for client in cohort]
+    plans = [method.plan(round, client) for client in cohort]
+    owners = assign([-(-n // experiment.client.batch_size) for n in examples], workers.count)
+    if workers.is_server:
+        method.prepare(state, round)
+
+    # Down: encoded once for all clients of a plan. Who has no examples takes part with weight zero and pays no bytes.
+    downloads = _send_down(experiment, state, [p for p, n in zip(plans, examples, strict=True) if n], workers)
+    starts = {plan: decode(payload)[0].to_dense().to(state.vector) for plan, payload in downloads.items()}
+    mine = [at for at, owner in enumerate(owners) if owner == workers.rank and examples[at]]
+    jobs = [_make_job(experiment, round, at, cohort[at], plans[at], starts[plans[at]]) for at in mine]
+
+    # Local work, and up: what a client logged travels beside its upload, outside the ledger.
+    uploads: dict[int, bytes] = {}
+    logs: dict[int, bytes] = {}
+    for trained in experiment.trainer.train(jobs):
+        at = trained.job.position
+        upload = method.upload(trained.job, _finite(trained, round))
+        uploads[at] = _encode(experiment.communication, upload, examples[at])
+        logs[at] = json.dumps(trained.logged).encode()
+    logged = dict(workers.gather(logs, owners))
+
+    aggregate = method.aggregate(state)
+    for at, payload in workers.gather(uploads, owners):
+        download = downloads[plans[at]] if payload else b""
+        entry = Entry.of(round, cohort[at], owners[at], examples[at], payload, download)
+        if payload:
+            upload, count = decode(payload)
+            aggregate.add(upload, count if experiment.server.weighting == "examples" else 1)
+        if files is not None:
+            files.ledger.add(entry)
+            files.trained(json.loads(logged[at] or b"{}"), examples[at])
+
+    update = aggregate.finish()
+    if update is not None:  # a cohort without any examples is a round without a step
+        method.step(state, update)
+    if files is not None:
+        files.round_done(round)
+
+
+def evaluate(
+    experiment: Experiment, state: ServerState, round: int, workers: Workers, files: RunFiles | None
+) -> Result:
+    """Evaluates every view of the server's state on all workers and reports it.
+
+    Args:
+        experiment: the run.
+        state: the server's.
+        round: after so many steps.
+        workers: the processes that share it.
+        files: the server worker's.
+
+    Returns:
+        The main view.
+    """
+    views = experiment.method.views(state) if workers.is_server else {}
+    sent = [part for name, vector in views.items() for part in (name.encode(), _raw(vector))]
+    travelled = workers.broadcast(sent if workers.is_server else None)
+    results: dict[str, Result] = {}
+    for name, raw in zip(travelled[::2], travelled[1::2], strict=True):
+        vector = torch.frombuffer(bytearray(raw), dtype=state.vector.dtype).to(state.vector.device)
+        results[name.decode()] = Result(vector, experiment.evaluator.evaluate(vector, workers))
+    main, *others = results
+    if files is not None:
+        metrics = dict(results[main].evaluation.metrics)
+        for view in others:
+            metrics |= {f"{view}/{name}": value for name, value in results[view].evaluation.metrics.items()}
+        files.evaluated(round, metrics)
+    return results[main]
+
+
+def _send_down(
+    experiment: Experiment, state: ServerState, plans: Sequence[Plan], workers: Workers
+) -> dict[Plan, bytes]:
+    """Encodes the download of every distinct plan on the server worker and brings them to all."""
+    distinct = list(dict.fromkeys(plans))
+    payloads = None
+    if workers.is_server:
+        payloads = [_encode(experiment.communication, experiment.method.download(state, plan)) for plan in distinct]
+    return dict(zip(distinct, workers.broadcast(payloads), strict=True))
+
+
+def _make_job(experiment: Experiment, round: int, position: int, client: int, plan: Plan, start: Tensor) -> ClientJob:
+    """Lays out what one client does this round; the method may refine it."""
+    seed, options = experiment.seed, experiment.client
+    batches = local_batches(
+        generator(seed, Purpose.BATCHES, round, client),
+        experiment.partition.of(client),
+        options.batch_size,
+        options.local_epochs,
+        options.max_steps,
+    )
+    job = ClientJob(
+        client=client,
+        position=position,
+        plan=plan,
+        layout=experiment.parameters.layout,
+        start=start,
+        reference=start,
+        batches=batches,
+        draws=experiment.data.draw(generator(seed, Purpose.AUGMENTATION, round, client), batches.shape),
+        seed=torch_seed(seed, Purpose.DROPOUT, round, client),
+    )
+    return experiment.method.begin(job)
+
+
+def _encode(options: CommunicationOptions, vector: SparseVector, examples: int = 0) -> bytes:
+    return encode(vector, options.index_coding, VALUE_DTYPES[options.value_dtype], examples)
+
+
+def _finite(trained: Trained, round: int) -> Tensor:
+    """Passes a client's result through unless training diverged."""
+    broken = int((~trained.vector.isfinite()).sum())
+    if broken:
+        raise TrainingError(
+            f"client {trained.job.client} in round {round}: {broken} of {len(trained.vector)} trained values are not "
+            "finite; lower client.lr or server.lr"
+        )
+    return trained.vector
+
+
+def _raw(vector: Tensor) -> bytes:
+    return vector.detach().cpu().numpy().tobytes()

@@ -1,0 +1,68 @@
+"""What the model learns: losses for training, outputs and metrics for evaluation, which way is better."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fedsim.data import Batch
+from fedsim.errors import unknown_name
+
+
+class Task(Protocol):
+    """One kind of task. Everything is per example, so that padding and sharding change nothing."""
+
+    higher_is_better: Mapping[str, bool]
+
+    def example_losses(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        """Returns the loss of each row, (B,), differentiable."""
+
+    def outputs(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns what the metrics need of each row, (B, ...) each."""
+
+    def metrics(self, outputs: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """Reduces the outputs of a whole split, (N, ...), and its columns, (N, ...), to named numbers."""
+
+
+class Classification:
+    """One label an example, by cross-entropy over the logits of a backbone with a head."""
+
+    higher_is_better: Mapping[str, bool] = {"accuracy": True, "loss": False}
+
+    def _logits(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        inputs = {name: column for name, column in batch.items() if name not in ("labels", "weight")}
+        logits: Tensor = backbone(**inputs).logits
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def example_losses(self, backbone: nn.Module, batch: Batch) -> Tensor:
+        """Returns the cross-entropy of each row, (B,)."""
+        return functional.cross_entropy(self._logits(backbone, batch), batch["labels"], reduction="none")
+
+    def outputs(self, backbone: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Returns the logits, (B, labels)."""
+        return {"logits": self._logits(backbone, batch)}
+
+    def metrics(self, outputs: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> dict[str, float]:
+        """Returns the accuracy, in [0, 1], and the mean loss."""
+        from torchmetrics.functional.classification import multiclass_accuracy
+
+        logits, labels = outputs["logits"], columns["labels"]
+        accuracy = multiclass_accuracy(logits, labels, num_classes=logits.shape[-1], average="micro")
+        return {"accuracy": float(accuracy), "loss": float(functional.cross_entropy(logits, labels))}
+
+
+_TASKS: dict[str, type[Any]] = {"image_classification": Classification, "text_classification": Classification}
+
+
+def task_named(name: str) -> Task:
+    """Returns the task that a data set names.
+
+    Raises:
+        ConfigurationError: no task goes by that name.
+    """
+    if name not in _TASKS:
+        raise unknown_name("task", name, _TASKS)
+    task: Task = _TASKS[name]()
+    return task

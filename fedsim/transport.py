@@ -1,0 +1,120 @@
+"""How payloads travel between workers: a broadcast down, and the all-gather of variable-size uploads to the server worker.
+
+Only flat uint8 buffers and their sizes travel; nothing is pickled. With one worker nothing travels at all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PIECE_BYTES = 256 * 2**20
+"""The largest buffer that one collective fills, over all workers."""
+
+
+class Workers:
+    """The processes of a run, as the round sees them.
+
+    Args:
+        rank: this process, 0 being the server worker, which trains clients too.
+        count: how many there are; above 1, torch.distributed must be initialised.
+        device: where this worker trains, and where buffers must be for its process group.
+        piece_bytes: the largest buffer that one collective fills.
+    """
+
+    def __init__(self, rank: int, count: int, device: torch.device, piece_bytes: int = PIECE_BYTES) -> None:
+        self.rank = rank
+        self.count = count
+        self.device = device
+        self._piece = max(1, piece_bytes // count)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this process holds the server's state."""
+        return self.rank == 0
+
+    def broadcast(self, payloads: Sequence[bytes] | None) -> list[bytes]:
+        """Sends the server worker's payloads to every worker.
+
+        Args:
+            payloads: any number of payloads on the server worker, None on the others.
+
+        Returns:
+            The payloads, on every worker.
+        """
+        if self.count == 1:
+            return list(payloads or [])
+        number = self._from_server(torch.tensor([len(payloads or [])]))
+        sizes = self._from_server(torch.tensor([len(p) for p in payloads] if payloads else [0] * int(number)))
+        flat = _to_tensor(b"".join(payloads)) if payloads else torch.empty(int(sizes.sum()), dtype=torch.uint8)
+        flat = torch.cat([self._from_server(piece) for piece in flat.split(self._piece)] or [flat])
+        return [part.numpy().tobytes() for part in flat.split(sizes.tolist())]
+
+    def gather(self, payloads: Mapping[int, bytes], owners: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        """Brings every worker's payloads to the server worker: sizes first, then padded buffers in bounded pieces.
+
+        Every worker must run the iterator to its end. Payloads come in groups of neighbours in the cohort, so that
+        the server worker never holds more than a group beyond what it has already taken.
+
+        Args:
+            payloads: this worker's payloads by position in the cohort; a position may be missing.
+            owners: the worker of each position.
+
+        Yields:
+            (position, payload) of the whole cohort in order on the server worker, an empty one where it is missing;
+            nothing on the others.
+        """
+        if self.count == 1:
+            yield from ((position, payloads.get(position, b"")) for position in range(len(owners)))
+            return
+        sizes = self.sum(torch.tensor([len(payloads.get(p, b"")) for p in range(len(owners))])).tolist()
+        for group in _groups(sizes, PIECE_BYTES):
+            parts: list[list[int]] = [[p for p in group if owners[p] == worker] for worker in range(self.count)]
+            lengths = [sum(sizes[p] for p in part) for part in parts]
+            flat = torch.zeros(max(lengths), dtype=torch.uint8)
+            flat[: lengths[self.rank]] = _to_tensor(b"".join(payloads.get(p, b"") for p in parts[self.rank]))
+            rows = torch.cat([self._all_gather(piece) for piece in flat.split(self._piece)], dim=1)
+            if self.is_server:
+                found = {}
+                for row, part, length in zip(rows, parts, lengths, strict=True):
+                    found.update(zip(part, row[:length].split([sizes[p] for p in part]), strict=True))
+                yield from ((p, found[p].numpy().tobytes()) for p in group)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Adds a tensor over the workers. Exact, whatever their number, where at most one of them is not zero."""
+        if self.count == 1:
+            return tensor
+        moved = tensor.to(self.device)
+        dist.all_reduce(moved)
+        return moved.to(tensor.device)
+
+    def _from_server(self, tensor: Tensor) -> Tensor:
+        moved = tensor.to(self.device)
+        dist.broadcast(moved, src=0)
+        return moved.cpu()
+
+    def _all_gather(self, piece: Tensor) -> Tensor:
+        rows = torch.empty(self.count * len(piece), dtype=torch.uint8, device=self.device)
+        # torch 2.13 renamed it; the older name warns there.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        all_gather(rows, piece.to(self.device))
+        return rows.view(self.count, -1).cpu()
+
+
+def _to_tensor(payload: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
+
+
+def _groups(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Cuts the cohort into runs of neighbours of at most `limit` bytes, or of one payload that is larger."""
+    group: list[int] = []
+    held = 0
+    for position, size in enumerate(sizes):
+        if group and held + size > limit:
+            yield group
+            group, held = [], 0
+        group.append(position)
+        held += size
+    if group:
+        yield group

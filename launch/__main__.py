@@ -1,0 +1,72 @@
+"""The console command `fedsim`, the same as `python -m launch`: finds the command and answers mistakes in one line."""
+
+import importlib
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from data_partitions.errors import DataError
+from fedsim.errors import ConfigurationError, TrainingError, unknown_name
+
+COMMANDS = {
+    "run": ("launch.run", "run one experiment; without --config, FLASC on handwritten digits"),
+    "demo": ("launch.demo", "compare LoRA and FLASC on handwritten digits, with table and figure"),
+    "report": ("launch.report_command", "table and figure of finished runs: accuracy against uploaded bytes"),
+    "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),
+    "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets"),
+    "bench": ("launch.bench", "measure client steps a second against a bare training loop"),
+}
+
+BAD_CONFIGURATION, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: what stands behind `fedsim`; None reads the command line.
+
+    Returns:
+        The exit status: 0, 1 for a run that failed, 2 for bad configuration or data.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    command, *rest = arguments
+    debug = "--debug" in rest
+    try:
+        if command not in COMMANDS:
+            raise unknown_name("command", command, COMMANDS)
+        status: int = importlib.import_module(COMMANDS[command][0]).main(rest)
+        return status
+    except (ConfigurationError, DataError) as error:
+        return _fail(error, BAD_CONFIGURATION, debug)
+    except TrainingError as error:
+        return _fail(error, FAILED, debug)
+    except KeyboardInterrupt:
+        print("fedsim: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _fail(error: Exception, status: int, debug: bool) -> int:
+    """Prints the error once for all workers: the server worker's, as all others meet the same one."""
+    from launch.environment import global_rank
+
+    if global_rank() != 0:
+        time.sleep(30)  # the launcher ends this worker once the server worker has spoken
+        return status
+    if debug:
+        traceback.print_exception(error)
+    print(f"fedsim: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _usage() -> str:
+    lines = [f"  {name:<8} {phrase}" for name, (_, phrase) in COMMANDS.items()]
+    return "\n".join(["usage: fedsim COMMAND ...", "", *lines, "", "fedsim COMMAND --help shows a command's options."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""From settings to an experiment: data, partition, backbone, trainer and evaluator, each loaded and checked."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import lightning
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from data_partitions.dataset import FederatedData
+from data_partitions.partition import Partition
+from fedsim.backbone import load_backbone
+from fedsim.client import ClientModule, SequentialTrainer, Trainer
+from fedsim.data import Examples
+from fedsim.errors import ConfigurationError
+from fedsim.evaluation import Evaluator
+from fedsim.method import Method
+from fedsim.optimizers import SGD, AdamW, LocalOptimizer
+from fedsim.options import ClientOptions
+from fedsim.packed import PackedTrainer, why_not_packed
+from fedsim.parameters import FlatParameters
+from fedsim.seeding import Purpose, generator, torch_seed
+from fedsim.simulation import Experiment
+from fedsim.task import Task, task_named
+from launch.configuration import Settings
+
+EVALUATION_BATCH = 256
+"""Examples a forward in evaluation. A constant, as it is part of the bits."""
+
+_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a run needs beside the experiment itself.
+
+    Attributes:
+        model: the adapted backbone.
+        partition: which client holds which rows.
+        pack: how many clients train in one forward, as it came to be.
+        note: what the user should know about it, or None.
+    """
+
+    experiment: Experiment
+    model: nn.Module
+    partition: Partition
+    task: Task
+    pack: int
+    note: str | None
+
+
+def build(settings: Settings, fabric: Fabric) -> Built:
+    """Loads everything that a run needs and checks that it fits together.
+
+    Args:
+        settings: what was asked for.
+        fabric: launched, for device and precision.
+
+    Raises:
+        ConfigurationError: data, partition, backbone and settings do not fit.
+        DataError: the data are missing or malformed.
+    """
+    seed = settings.seed
+    data = settings.data.load()
+    partition = settings.partition.split(_labels(data), data.user, generator(seed, Purpose.PARTITION))
+    if settings.cohort_size > partition.clients:
+        raise ConfigurationError(
+            f"cohort_size is {settings.cohort_size}, but there are {partition.clients} clients to sample without "
+            f"replacement; give at most {partition.clients}, or more clients (partition.clients)"
+        )
+    dtype = _DTYPES.get(settings.precision, torch.float32)
+    backbone = load_backbone(
+        settings.backbone_path, data.task, data.label_names, dtype, torch_seed(seed, Purpose.BACKBONE)
+    )
+    model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
+    parameters = FlatParameters(model)
+    task = task_named(data.task)
+    train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test))
+    module = _module(settings.client, model, task)
+    module.fabric = fabric
+    trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
+    experiment = Experiment(
+        method=settings.method,
+        data=data,
+        partition=partition,
+        parameters=parameters,
+        trainer=trainer,
+        evaluator=Evaluator(model, parameters, task, test, EVALUATION_BATCH, fabric.autocast),
+        client=settings.client,
+        server=settings.server,
+        communication=settings.communication,
+        rounds=settings.rounds,
+        cohort_size=settings.cohort_size,
+        seed=seed,
+        evaluate_every_rounds=settings.evaluate_every_rounds,
+        checkpoint_every_rounds=settings.checkpoint_every_rounds,
+    )
+    return Built(experiment, model, partition, task, pack, note)
+
+
+def local_optimizer(options: ClientOptions) -> LocalOptimizer:
+    """Makes the client's optimiser."""
+    if options.optimizer == "sgd":
+        return SGD(options.lr, options.momentum, options.weight_decay)
+    return AdamW(options.lr, weight_decay=options.weight_decay)
+
+
+def _labels(data: FederatedData) -> "torch.Tensor":
+    return data.train["labels"].numpy()
+
+
+def _module(options: ClientOptions, model: nn.Module, task: Task) -> lightning.LightningModule:
+    """Wraps the adapted backbone in the user's module, or in ours."""
+    if options.module is None:
+        return ClientModule(model, task)
+    module = options.module(model)
+    if not isinstance(module, lightning.LightningModule):
+        raise ConfigurationError(
+            f"client.module makes a {type(module).__name__}; expected a LightningModule whose first parameter is the backbone"
+        )
+    inside = {id(p) for p in model.parameters()}
+    outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]
+    if outside:
+        raise ConfigurationError(
+            f"client.module trains {outside[0]}, which is not in the backbone and so would never travel; "
+            "put it into the backbone, or freeze it"
+        )
+    return module
+
+
+def _trainer(
+    options: ClientOptions,
+    method: Method,
+    module: lightning.LightningModule,
+    parameters: FlatParameters,
+    train: Examples,
+    autocast: Callable[[], AbstractContextManager[None]],
+) -> tuple[Trainer, int, str | None]:
+    """Chooses the trainer: packed where it was asked for and the module allows it."""
+    optimizer, penalty, note = local_optimizer(options), method.penalty(), None
+    if options.pack > 1:
+        reason = why_not_packed(module, parameters.layout)
+        if reason is None and isinstance(module, ClientModule):
+            return PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack), options.pack, None
+        note = f"client.pack {options.pack} falls back to one client after another: {reason}"
+    return SequentialTrainer(module, parameters, train, optimizer, penalty, autocast), 1, note

@@ -1,0 +1,81 @@
+"""What the surroundings say: torchrun or SLURM, devices, threads. Nothing else in the project reads the environment."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from fedsim.errors import ConfigurationError
+from fedsim.transport import Workers
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""How long a worker waits for the others. It must outlast the difference between the slowest and the fastest worker of
+a round; a worker that dies is noticed at once by its launcher, only a lost link takes this long."""
+
+
+def global_rank() -> int:
+    """Returns this process's rank, before anything is launched."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if _under_srun() else "0"))
+
+
+def start_workers(accelerator: str, precision: str, threads: int) -> tuple[Fabric, Workers]:
+    """Joins the processes that torchrun or srun started, or stays alone.
+
+    Args:
+        accelerator: auto, cpu or cuda.
+        precision: as Fabric names it.
+        threads: CPU threads of this worker, set before any tensor work.
+
+    Returns:
+        The launched Fabric, for device and autocast, and the workers.
+
+    Raises:
+        ConfigurationError: there are fewer GPUs than workers on this host, or none where cuda was asked for.
+    """
+    torch.set_num_threads(threads)
+    local, nodes = _processes()
+    gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
+    found = torch.cuda.device_count()
+    if gpu and found < local:
+        raise ConfigurationError(
+            f"{local} workers on this host but {found} GPUs; start as many workers as GPUs, or give --accelerator cpu"
+        )
+    strategy: str | DDPStrategy = "auto"
+    if local * nodes > 1:
+        # Only its process group is used: clients are independent, so nothing is wrapped in DDP.
+        strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    fabric = Fabric(
+        accelerator="cuda" if gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy, precision=precision
+    )
+    fabric.launch()
+    # Under torchrun a Fabric with other numbers would silently run independent copies.
+    if fabric.world_size != int(os.environ.get("WORLD_SIZE", local * nodes)):
+        raise ConfigurationError(
+            f"{os.environ['WORLD_SIZE']} processes were started but {fabric.world_size} found each other; "
+            "start them with torchrun or srun"
+        )
+    return fabric, Workers(fabric.global_rank, fabric.world_size, fabric.device)
+
+
+def stop_workers() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _processes() -> tuple[int, int]:
+    """Workers on this host, and hosts."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        return int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    if _under_srun():
+        nodes = int(os.environ.get("SLURM_NNODES", "1"))
+        return int(os.environ["SLURM_NTASKS"]) // nodes, nodes
+    return 1, 1
+
+
+def _under_srun() -> bool:
+    """Whether srun started this process as one of its tasks, and not just the batch script that it runs in."""
+    return "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" in os.environ and "RANK" not in os.environ

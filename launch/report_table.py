@@ -1,0 +1,152 @@
+"""The table of a report: what each curve reached and what it cost, as cells, Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from launch.curves import Curve
+from launch.figures import is_fraction
+from launch.run_results import RunResult
+
+MEANING = "Mean over seeds (smallest–largest); bytes of all clients; 1 MB is 10^6 bytes."
+CSV_COLUMNS = (
+    *("label", "seeds", "metric", "final_mean", "final_min", "final_max", "best_mean", "best_min", "best_max"),
+    *("upload_bytes", "target", "upload_bytes_to_target", "seeds_reached", "download_bytes"),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value over the seeds of a curve; all NaN where a seed has none."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Mean, least and largest."""
+        return cls(float(np.mean(values)), float(np.min(values)), float(np.max(values)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        label: of the curve.
+        seeds: rising.
+        final: the metric at the last round.
+        best: the metric at the best evaluation of each seed.
+        upload_bytes: total of a run, mean over seeds.
+        download_bytes: total of a run, mean over seeds.
+        to_target: upload bytes until the target is first reached, mean over seeds; None where not every seed does.
+        reached: how many seeds reach the target.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    final: Spread
+    best: Spread
+    upload_bytes: float
+    download_bytes: float
+    to_target: float | None
+    reached: int
+
+
+def row_of(curve: Curve, metric: str, goal: float | None, higher: bool) -> Row:
+    """Sums up a curve: final and best metric, total bytes, and bytes until every seed has first reached the goal."""
+    finals = [float(run.metrics[metric][-1]) for run in curve.runs]
+    best = np.fmax.reduce if higher else np.fmin.reduce  # both pass over NaN, without the warning of nanmax
+    bests = [float(best(run.metrics[metric])) for run in curve.runs]
+    reached = [] if goal is None else [_bytes_to(run, metric, goal, higher) for run in curve.runs]
+    there = [count for count in reached if count is not None]
+    return Row(
+        label=curve.label,
+        seeds=curve.seeds,
+        final=Spread.of(finals),
+        best=Spread.of(bests),
+        upload_bytes=curve.upload_bytes,
+        download_bytes=curve.download_bytes,
+        to_target=float(np.mean(there)) if len(there) == len(curve.runs) else None,
+        reached=len(there),
+    )
+
+
+def _bytes_to(run: RunResult, metric: str, goal: float, higher: bool) -> int | None:
+    values = run.metrics[metric]
+    reached = np.flatnonzero(values >= goal if higher else values <= goal)
+    return int(run.upload_bytes[reached[0]]) if reached.size else None
+
+
+def table_cells(rows: Sequence[Row], metric: str, goal: float | None) -> list[list[str]]:
+    """The table as text, header first."""
+    unit = " (%)" if is_fraction(metric) else ""
+    header = ["run", "seeds", f"final {metric}{unit}", f"best {metric}{unit}", "upload (MB)", "download (MB)"]
+    table = [header]
+    if goal is not None:
+        header.insert(5, f"upload to {100 * goal if unit else goal:g}{' %' if unit else ''} (MB)")
+    for row in rows:
+        cells = [row.label, str(len(row.seeds)), _spread(row.final, metric), _spread(row.best, metric)]
+        cells += [_megabytes(row.upload_bytes), _megabytes(row.download_bytes)]
+        if goal is not None:
+            cells.insert(5, _to_target(row))
+        table.append(cells)
+    return table
+
+
+def _to_target(row: Row) -> str:
+    if row.to_target is not None:
+        return _megabytes(row.to_target)
+    return "not reached" if not row.reached else f"not reached ({row.reached} of {len(row.seeds)} seeds)"
+
+
+def _value(value: float, metric: str) -> str:
+    if not np.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f}" if is_fraction(metric) else f"{value:#.3g}".rstrip(".")
+
+
+def _spread(spread: Spread, metric: str) -> str:
+    mean, low, high = (_value(value, metric) for value in (spread.mean, spread.low, spread.high))
+    return mean if low == high else f"{mean} ({low}–{high})"
+
+
+def _megabytes(count: float) -> str:
+    megabytes = count / 1e6
+    if not count or megabytes >= 999.5:
+        return f"{megabytes:,.0f}"
+    return f"{megabytes:#.3g}".rstrip(".")
+
+
+def markdown(cells: Sequence[Sequence[str]], metric: str, notes: Iterable[str]) -> str:
+    """The report as a Markdown page: table, figure, notes."""
+    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
+    lines = "".join(f"- {note}\n" for note in notes)
+    picture = f"![{metric} against uploaded bytes](report.png)"
+    return f"{table}\n\n{MEANING}\n\n{picture}\n" + (f"\n{lines}" if lines else "")
+
+
+def csv_text(rows: Sequence[Row], metric: str, goal: float | None) -> str:
+    """The table as CSV: whole bytes, metrics unrounded, empty where there is no value."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in rows:
+        values = [row.final.mean, row.final.low, row.final.high, row.best.mean, row.best.low, row.best.high]
+        target = ["", "", ""] if goal is None else [goal, _round(row.to_target), row.reached]
+        writer.writerow(
+            [row.label, " ".join(map(str, row.seeds)), metric]
+            + ["" if np.isnan(value) else value for value in values]
+            + [_round(row.upload_bytes), *target, _round(row.download_bytes)]
+        )
+    return stream.getvalue()
+
+
+def _round(count: float | None) -> int | str:
+    return "" if count is None else round(count)

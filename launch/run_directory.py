@@ -1,0 +1,102 @@
+"""The run directory: which one, who may write there, and whether what stands in it can go on."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from fedsim.checkpoint import Checkpoint, newest_checkpoint
+from fedsim.errors import ConfigurationError
+from fedsim.reporting import write_atomically
+from launch.configuration import flatten, save_yaml
+
+MAY_DIFFER = ("rounds", "checkpoint_every_rounds")
+"""Keys that a resumed run may change, besides those that config.yaml does not hold: rounds may grow."""
+
+
+class RunDirectory:
+    """A directory that this process alone writes to, until `release`.
+
+    Attributes:
+        path: the directory.
+        checkpoint: where the run goes on; None for a new run.
+        notes: what the user should know: damaged checkpoints that were passed over.
+    """
+
+    def __init__(self, path: Path, lock: FileLock, checkpoint: Checkpoint | None, notes: list[str]) -> None:
+        self.path = path
+        self.checkpoint = checkpoint
+        self.notes = notes
+        self._lock = lock
+
+    @classmethod
+    def open(cls, given: Path | None, default_name: str, resume: bool, resolved: dict[str, Any]) -> "RunDirectory":
+        """Makes a new run directory, or opens one whose run stopped.
+
+        Args:
+            given: the directory asked for; None takes the first free runs/<default_name>-<n>.
+            default_name: method, data and seed.
+            resume: whether to go on where a run stopped.
+            resolved: the settings, which must be those of the run that stopped.
+
+        Raises:
+            ConfigurationError: the directory is in use, holds a finished run, an unfinished one without resume,
+                something else, or a run with other settings.
+        """
+        path = _first_free(default_name) if given is None else given
+        if path.exists() and not path.is_dir():
+            raise ConfigurationError(f"run_dir {path} is a file; give a directory")
+        held = {entry.name for entry in path.iterdir()} - {".lock"} if path.is_dir() else set()
+        if held and "config.yaml" not in held:
+            raise ConfigurationError(f"run_dir {path} holds something that is no run; give an empty or a new directory")
+        if held and not resume:
+            state = "a finished run" if "summary.json" in held else "an unfinished run (go on with --resume auto)"
+            raise ConfigurationError(f"run_dir {path} holds {state}; choose another run_dir")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path / ".lock", blocking=False)
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigurationError(f"run_dir {path} is in use by another run; choose another run_dir") from error
+        except OSError as error:
+            raise ConfigurationError(f"run_dir {path} cannot be written ({error.strerror}); choose another") from error
+        try:
+            checkpoint, notes = _resumable(path, resolved) if held else (None, [])
+        except ConfigurationError:
+            lock.release()
+            raise
+        write_atomically(path / "config.yaml", save_yaml(resolved))
+        (path / "summary.json").unlink(missing_ok=True)
+        return cls(path, lock, checkpoint, notes)
+
+    def release(self) -> None:
+        """Lets others write here."""
+        self._lock.release()
+
+
+def _first_free(name: str) -> Path:
+    number = 0
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path
+
+
+def _resumable(path: Path, resolved: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
+    """Finds where the run in `path` goes on; a run without any checkpoint starts anew."""
+    try:
+        before = flatten(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigurationError(f"{path / 'config.yaml'} cannot be read ({error}); choose another run_dir") from error
+    now = flatten(resolved)
+    differing = [key for key in sorted({*before, *now}) if key not in MAY_DIFFER and before.get(key) != now.get(key)]
+    if differing:
+        changes = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing)
+        raise ConfigurationError(f"run_dir {path} cannot be resumed with other settings: {changes}")
+    checkpoint, notes = newest_checkpoint(path / "checkpoint")
+    done = 0 if checkpoint is None else checkpoint.round
+    if done > resolved["rounds"]:
+        raise ConfigurationError(f"run_dir {path} is at round {done}; rounds is {resolved['rounds']}, give {done} or more")
+    if done == resolved["rounds"] and (path / "summary.json").exists():
+        raise ConfigurationError(f"run_dir {path} holds a finished run of {done} rounds; give more rounds to go on")
+    return checkpoint, notes

@@ -1,0 +1,1 @@
+"""Tests of `fedsim`, one file per module."""

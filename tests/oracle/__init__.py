@@ -1,0 +1,1 @@
+"""Slow and plain twins of the fast code, to compare it with."""
