@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -149,7 +149,8 @@ def export_adapter(model: PeftModel, folder: Path, base_path: str) -> None:
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     with _replacing(folder) as draft:
-        save_file(tensors, draft / "adapter_model.safetensors", metadata={"format": "pt"})
+        # save_file would make it readable to its owner alone, whatever the umask.
+        (draft / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
         mapping = {"base_model_class": base.__name__, "parent_library": base.__module__}
         config.save_pretrained(str(draft), auto_mapping_dict=mapping)
 

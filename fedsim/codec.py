@@ -4,11 +4,11 @@ A payload is a header, the index section and the value section; numbers are litt
 its highest. The header (`HEADER_BYTES` long):
 
     magic and version "FSV1" | index coding u8 | value dtype u8 | Rice parameter u8
-    length u32 | values kept u32 | examples u32 | bytes of the index section u32
+    length u32 | entries kept u32 | examples u32 | bytes of the index section u32
 
 Index sections, each padded with zero bits to whole bytes:
 
-    dense    empty; every entry has a value.
+    dense    empty; every entry has a value, zero where it was not kept.
     bitmask  one bit per entry of the vector, set where a value is kept.
     rice     the gaps between indices (Rice, 1971), each split by the parameter r into quotient gap >> r and r low bits:
              first the low bits as r planes of a bit per gap, lowest plane first; then the quotients in unary, as many
@@ -106,7 +106,7 @@ def encode(
         dtype=_DTYPES.index(value_dtype),
         rice_parameter=parameter if coding == "rice" else 0,
         length=vector.length,
-        kept=values.numel(),
+        kept=vector.count,
         examples=examples,
         index_bytes=len(section),
     )
@@ -138,6 +138,18 @@ def decode(payload: bytes | bytearray | memoryview) -> tuple[SparseVector, int]:
     return SparseVector(header.length, values, indices), header.examples
 
 
+def values_in(payload: bytes | bytearray | memoryview) -> int:
+    """Reads how many values the sender kept: what a convention that charges values alone counts.
+
+    Args:
+        payload: exactly one payload.
+
+    Raises:
+        PayloadError: the bytes are no payload.
+    """
+    return _read_header(memoryview(payload).cast("B")).kept
+
+
 def _read_header(data: memoryview) -> _Header:
     """Reads the header and checks it against itself and against how many bytes there are."""
     if len(data) < HEADER_BYTES:
@@ -150,11 +162,12 @@ def _read_header(data: memoryview) -> _Header:
     coding = _CODINGS[header.coding]
     if header.rice_parameter > (_MAX_RICE_PARAMETER if coding == "rice" else 0):
         raise PayloadError(f"payload has Rice parameter {header.rice_parameter} under index coding {coding}")
-    if header.kept > header.length or (coding == "dense" and header.kept < header.length):
-        raise PayloadError(f"payload has {header.kept} values for a {coding} vector of {header.length}")
+    if header.kept > header.length:
+        raise PayloadError(f"payload keeps {header.kept} entries of a vector of {header.length}")
     if coding != "rice" and header.index_bytes != (_bytes(header.length) if coding == "bitmask" else 0):
         raise PayloadError(f"payload has {header.index_bytes} index bytes for a {coding} vector of {header.length}")
-    expected = HEADER_BYTES + header.index_bytes + header.kept * _DTYPES[header.dtype].itemsize
+    values = header.length if coding == "dense" else header.kept
+    expected = HEADER_BYTES + header.index_bytes + values * _DTYPES[header.dtype].itemsize
     if len(data) != expected:
         raise PayloadError(f"payload has {len(data)} bytes, its header says {expected}")
     return header

@@ -35,7 +35,9 @@ class Examples:
         dtype: what floating-point columns become.
     """
 
-    def __init__(self, data: FederatedData, columns: dict[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, data: FederatedData, columns: dict[str, Tensor], device: torch.device, dtype: torch.dtype
+    ) -> None:
         self._transform = data.transform
         self.columns = {
             name: column.to(device, dtype if column.is_floating_point() else None) for name, column in columns.items()

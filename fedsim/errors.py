@@ -25,6 +25,6 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationEr
     """
     names = sorted(known)
     lowered = {name.lower(): name for name in names}
-    near = [lowered[match] for match in get_close_matches(given.lower(), lowered, n=3, cutoff=0.5)]
+    near = [lowered[match] for match in get_close_matches(given.lower(), lowered, n=3, cutoff=0.6)]
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
     return ConfigurationError(f"unknown {kind} {given!r}; {hint}")

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fedsim.codec import decode
+from fedsim.codec import values_in
 
 VALUE_BYTES = 4
 """The paper's convention charges each value four bytes and its index nothing; both are kept, side by side."""
@@ -38,9 +38,8 @@ class Entry:
     @classmethod
     def of(cls, round: int, client: int, worker: int, examples: int, upload: bytes, download: bytes) -> "Entry":
         """Measures the payloads of one client, empty for one that took part without examples."""
-        return cls(
-            round, client, worker, examples, len(upload), len(download), _values(upload), _values(download)
-        )
+        values = [values_in(payload) if payload else 0 for payload in (upload, download)]
+        return cls(round, client, worker, examples, len(upload), len(download), *values)
 
 
 @dataclass
@@ -89,7 +88,3 @@ class Ledger:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
-
-
-def _values(payload: bytes) -> int:
-    return decode(payload)[0].count if payload else 0

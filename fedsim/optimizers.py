@@ -84,5 +84,8 @@ class AdamW:
         if rate_scale is not None:
             rate = rate * rate_scale
         if self.weight_decay:
-            vector.sub_(vector * (self.lr * self.weight_decay if rate_scale is None else self.lr * self.weight_decay * rate_scale))
+            vector.sub_(
+                vector
+                * (self.lr * self.weight_decay if rate_scale is None else self.lr * self.weight_decay * rate_scale)
+            )
         vector.sub_(rate * first / (second.sqrt() / root + self.eps))

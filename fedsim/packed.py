@@ -110,7 +110,9 @@ class PackedTrainer:
         empty = torch.full_like(busy[0].batches[0], -1)
         rows = torch.cat([empty if slot is None else slot.batches[slot.step] for slot in self._slots])
         draws = {
-            name: torch.cat([torch.zeros_like(draw[0]) if s is None else s.job.draws[name][s.step] for s in self._slots])
+            name: torch.cat(
+                [torch.zeros_like(draw[0]) if s is None else s.job.draws[name][s.step] for s in self._slots]
+            )
             for name, draw in busy[0].job.draws.items()
         }
         return self._examples.batch(rows, draws)

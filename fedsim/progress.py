@@ -24,7 +24,12 @@ class Progress:
         self._metrics = ""
         self._bar: Bar | None = None
         if console is not None and console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[facts]}"),
+            )
             self._bar = Bar(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
             self._task = self._bar.add_task(name, total=rounds, completed=done, facts="")
             self._bar.start()

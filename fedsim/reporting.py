@@ -73,7 +73,9 @@ class RunFiles:
 
     def round_done(self, round: int) -> None:
         """Moves the progress bar."""
-        self._progress.update(round, self._history.clients / max(self._seconds(), 1e-9), self.ledger.totals.upload_bytes)
+        self._progress.update(
+            round, self._history.clients / max(self._seconds(), 1e-9), self.ledger.totals.upload_bytes
+        )
 
     def evaluated(self, round: int, metrics: Mapping[str, float]) -> None:
         """Writes a row of metrics.csv and the curves; a row that a resumed run already has stays as it is.
@@ -86,7 +88,8 @@ class RunFiles:
         if rows and rows[-1]["round"] >= round:
             return
         training = {
-            name: sum(v * n for v, n in found) / max(1, sum(n for _, n in found)) for name, found in self._logged.items()
+            name: sum(v * n for v, n in found) / max(1, sum(n for _, n in found))
+            for name, found in self._logged.items()
         }
         self._logged = {}
         totals = asdict(self.ledger.totals)
@@ -108,7 +111,9 @@ class RunFiles:
         self._by_bytes.experiment.flush()
         return asdict(self._history)
 
-    def finish(self, identity: Mapping[str, Any], higher_is_better: Mapping[str, bool], hyperparameters: Mapping[str, Any]) -> None:
+    def finish(
+        self, identity: Mapping[str, Any], higher_is_better: Mapping[str, bool], hyperparameters: Mapping[str, Any]
+    ) -> None:
         """Writes summary.json, which marks the run as finished, and the table of hyper-parameters.
 
         Args:

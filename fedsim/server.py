@@ -58,15 +58,15 @@ class Yogi(torch.optim.Optimizer):
                 state = self.state[parameter]
                 if not state:
                     state.update(
-                        step=torch.tensor(0.0), exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                        step=torch.tensor(0.0),
+                        exp_avg=torch.zeros_like(parameter),
+                        exp_avg_sq=torch.zeros_like(parameter),
                     )
                 gradient = parameter.grad + group["weight_decay"] * parameter
                 square = gradient.square()
                 state["step"] += 1
                 state["exp_avg"].lerp_(gradient, 1 - first_decay)
-                state["exp_avg_sq"].addcmul_(
-                    (state["exp_avg_sq"] - square).sign(), square, value=-(1 - second_decay)
-                )
+                state["exp_avg_sq"].addcmul_((state["exp_avg_sq"] - square).sign(), square, value=-(1 - second_decay))
                 count = float(state["step"])
                 root = (state["exp_avg_sq"] / (1 - second_decay**count)).sqrt_().add_(group["eps"])
                 parameter.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - first_decay**count))
@@ -106,10 +106,14 @@ def restore_state(state: ServerState, checkpoint: Checkpoint) -> None:
         )
     state.vector.data.copy_(vector)
     device = state.vector.device
-    moments = {name.removeprefix("optimizer."): v for name, v in checkpoint.tensors.items() if name.startswith("optimizer.")}
+    moments = {
+        name.removeprefix("optimizer."): v for name, v in checkpoint.tensors.items() if name.startswith("optimizer.")
+    }
     if moments:
         # torch keeps the step count on the CPU and the moments beside the parameter
         state.optimizer.state[state.vector] = {n: v if n == "step" else v.to(device) for n, v in moments.items()}
     state.tensors = {
-        name.removeprefix("method."): v.to(device) for name, v in checkpoint.tensors.items() if name.startswith("method.")
+        name.removeprefix("method."): v.to(device)
+        for name, v in checkpoint.tensors.items()
+        if name.startswith("method.")
     }

@@ -128,9 +128,7 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
     return result
 
 
-def run_round(
-    experiment: Experiment, state: ServerState, round: int, workers: Workers, files: RunFiles | None
-) -> None:
+def run_round(experiment: Experiment, state: ServerState, round: int, workers: Workers, files: RunFiles | None) -> None:
     """Runs one round, from the cohort to the server's step.
 
     Args:
@@ -141,9 +139,7 @@ def run_round(
         files: the server worker's.
     """
     method, partition = experiment.method, experiment.partition
-    cohort = sample_cohort(
-        generator(experiment.seed, Purpose.COHORT, round), partition.clients, experiment.cohort_size
-    )
+    cohort = sample_cohort(generator(experiment.seed, Purpose.COHORT, round), partition.clients, experiment.cohort_size)
     examples = [partition.examples(client) for client in cohort]
     plans = [method.plan(round, client) for client in cohort]
     owners = assign([-(-n // experiment.client.batch_size) for n in examples], workers.count)

@@ -8,6 +8,7 @@ import lightning
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from transformers import PreTrainedModel
 
 from data_partitions.dataset import FederatedData
 from data_partitions.partition import Partition
@@ -64,20 +65,19 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     """
     seed = settings.seed
     data = settings.data.load()
-    partition = settings.partition.split(_labels(data), data.user, generator(seed, Purpose.PARTITION))
+    partition = settings.partition.split(data.train["labels"].numpy(), data.user, generator(seed, Purpose.PARTITION))
     if settings.cohort_size > partition.clients:
         raise ConfigurationError(
             f"cohort_size is {settings.cohort_size}, but there are {partition.clients} clients to sample without "
             f"replacement; give at most {partition.clients}, or more clients (partition.clients)"
         )
-    dtype = _DTYPES.get(settings.precision, torch.float32)
-    backbone = load_backbone(
-        settings.backbone_path, data.task, data.label_names, dtype, torch_seed(seed, Purpose.BACKBONE)
-    )
+    backbone = frozen_backbone(settings, data)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
     parameters = FlatParameters(model)
     task = task_named(data.task)
-    train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test))
+    train, test = (
+        Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test)
+    )
     module = _module(settings.client, model, task)
     module.fabric = fabric
     trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
@@ -100,15 +100,18 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     return Built(experiment, model, partition, task, pack, note)
 
 
+def frozen_backbone(settings: Settings, data: FederatedData) -> PreTrainedModel:
+    """Loads the backbone that a run starts from, with a head for the data's labels."""
+    dtype = _DTYPES.get(settings.precision, torch.float32)
+    seed = torch_seed(settings.seed, Purpose.BACKBONE)
+    return load_backbone(settings.backbone_path, data.task, data.label_names, dtype, seed)
+
+
 def local_optimizer(options: ClientOptions) -> LocalOptimizer:
     """Makes the client's optimiser."""
     if options.optimizer == "sgd":
         return SGD(options.lr, options.momentum, options.weight_decay)
     return AdamW(options.lr, weight_decay=options.weight_decay)
-
-
-def _labels(data: FederatedData) -> "torch.Tensor":
-    return data.train["labels"].numpy()
 
 
 def _module(options: ClientOptions, model: nn.Module, task: Task) -> lightning.LightningModule:
@@ -143,6 +146,10 @@ def _trainer(
     if options.pack > 1:
         reason = why_not_packed(module, parameters.layout)
         if reason is None and isinstance(module, ClientModule):
-            return PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack), options.pack, None
+            return (
+                PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack),
+                options.pack,
+                None,
+            )
         note = f"client.pack {options.pack} falls back to one client after another: {reason}"
     return SequentialTrainer(module, parameters, train, optimizer, penalty, autocast), 1, note

@@ -19,6 +19,7 @@ from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions, r
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+_CHOSEN_BY_NAME = {"method": "methods", "data": "datasets", "partition": "partitioners"}
 NOT_PART_OF_A_RUN = ("config", "run_dir", "resume", "debug")
 
 
@@ -67,11 +68,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     try:
         config = parser.parse_args(_with_preset(list(argv)))
         built = parser.instantiate(config)
-    except DataError as error:
-        raise ConfigurationError(str(error)) from error
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
         raise _explain(error, parser) from error
     for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds", "threads_per_worker"):
         require(name, built[name], built[name] >= 1, "1 or more")
@@ -88,10 +85,16 @@ def read_settings(argv: Sequence[str]) -> Settings:
 
 def build_parser() -> ArgumentParser:
     """Builds the parser of `fedsim run`; defaults are the paper's, presets spell every key."""
-    parser = ArgumentParser(prog="fedsim run", description="Runs one experiment.", exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file or the name of a preset (fedsim list presets)")
+    parser = ArgumentParser(
+        prog="fedsim run", description="Runs one experiment.", exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a YAML file or the name of a preset (fedsim list presets)"
+    )
     parser.add_subclass_arguments(Method, "method", required=True)
-    parser.add_argument("--backbone.path", type=str | None, help="a folder, a hub id (owner/name), or glyphs, the embedded one")
+    parser.add_argument(
+        "--backbone.path", type=str | None, help="a folder, a hub id (owner/name), or glyphs, the embedded one"
+    )
     parser.add_subclass_arguments(DataSet, "data", required=True)
     parser.add_subclass_arguments(Partitioner, "partition", required=True)
     parser.add_class_arguments(ClientOptions, "client")
@@ -102,7 +105,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")
     parser.add_argument("--evaluate_every_rounds", type=int, default=10, help="the last round is always evaluated")
     parser.add_argument("--checkpoint_every_rounds", type=int, default=10, help="the last round is always kept")
-    parser.add_argument("--resume", type=Literal["never", "auto"], default="never", help="auto goes on where a run stopped")
+    parser.add_argument(
+        "--resume", type=Literal["never", "auto"], default="never", help="auto goes on where a run stopped"
+    )
     parser.add_argument("--run_dir", type=str | None, help="default runs/<method>-<data>-s<seed>-<n>")
     parser.add_argument("--precision", type=Literal[PRECISIONS], default="32-true", help="as Lightning Fabric names it")
     parser.add_argument("--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto")
@@ -161,29 +166,34 @@ def _absolute(path: str) -> str:
     return str(embedded) if "/" not in path and embedded.is_dir() else path
 
 
-def _explain(error: Exception, parser: ArgumentParser) -> ConfigurationError:
+def _explain(error: BaseException, parser: ArgumentParser) -> ConfigurationError:
     """Turns jsonargparse's account of what is wrong into one line with what to do."""
+    cause: BaseException | None = error
+    while cause is not None:  # what a constructor said itself is the best account
+        if isinstance(cause, ConfigurationError | DataError):
+            return ConfigurationError(str(cause))
+        cause = cause.__cause__ or cause.__context__
     text = str(error)
-    if match := re.search(r"unrecognized arguments: (--)?([^\s=]+)", text, re.IGNORECASE):
-        return unknown_name("key", match[2], _keys(parser))
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', text)) or "a value"
+    if match := re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text, re.IGNORECASE):
+        return unknown_name("key", match[1], _keys(parser))
     if match := re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text):
-        return unknown_name("key", match[1] or match[2], {key.rpartition(".")[2] for key in _keys(parser)})
-    key = _innermost_key(text)
-    if match := re.search(r"Expected a dot import path string: (.+)", text):
-        kind = {"method": "methods", "data": "datasets", "partition": "partitioners"}.get(key, "methods")
+        return unknown_name("key", match[1] or match[2], {name.rpartition(".")[2] for name in _keys(parser)})
+    if key in _CHOSEN_BY_NAME and (match := re.search(r"Given value: (.+)", text)):
+        kind = _CHOSEN_BY_NAME[key]
         return unknown_name(kind.removesuffix("s"), match[1].strip(), [choice.name for choice in choices(kind)])
+    if match := re.search(r"expects a function or a callable class: (.+)", text):
+        return ConfigurationError(f"{key} cannot be imported ({match[1]}); give the class path of a LightningModule")
     if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", text):
-        return ConfigurationError(f"{key} is {match[2]!r}; expected {_plain_type(match[1])}")
+        return ConfigurationError(f"{key} is {match[2]!r}; expected {_plainly(match[1])}")
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     return ConfigurationError("; ".join(lines[:3]) + "; fedsim run --help lists every key")
 
 
-def _innermost_key(text: str) -> str:
-    keys = re.findall(r'Parser key "([^"]+)"', text)
-    return ".".join(keys) if keys else "a value"
-
-
-def _plain_type(expected: str) -> str:
+def _plainly(expected: str) -> str:
+    """Says a type in words."""
+    if choice := re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", expected):
+        return f"one of {choice[1]}".replace("'", "")
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected).replace("typing.", "")
 
 
@@ -196,5 +206,3 @@ def _keys(parser: ArgumentParser) -> list[str]:
             sub.add_class_arguments(cls, name)
             keys += [action.dest for action in sub._actions if action.dest.startswith(f"{name}.")]
     return sorted(set(keys) | {key.partition(".")[0] for key in keys})
-
-

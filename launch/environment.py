@@ -2,14 +2,14 @@
 
 import os
 from datetime import timedelta
-
-import torch
-import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from typing import TYPE_CHECKING
 
 from fedsim.errors import ConfigurationError
-from fedsim.transport import Workers
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from fedsim.transport import Workers
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """How long a worker waits for the others. It must outlast the difference between the slowest and the fastest worker of
@@ -21,7 +21,7 @@ def global_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if _under_srun() else "0"))
 
 
-def start_workers(accelerator: str, precision: str, threads: int) -> tuple[Fabric, Workers]:
+def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabric, Workers]":
     """Joins the processes that torchrun or srun started, or stays alone.
 
     Args:
@@ -35,6 +35,12 @@ def start_workers(accelerator: str, precision: str, threads: int) -> tuple[Fabri
     Raises:
         ConfigurationError: there are fewer GPUs than workers on this host, or none where cuda was asked for.
     """
+    import torch
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    from fedsim.transport import Workers
+
     torch.set_num_threads(threads)
     local, nodes = _processes()
     gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
@@ -62,6 +68,8 @@ def start_workers(accelerator: str, precision: str, threads: int) -> tuple[Fabri
 
 def stop_workers() -> None:
     """Leaves the process group, if there is one."""
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -58,9 +58,10 @@ def _classes(path: Path, package: str, base: str) -> list[Choice]:
     for node in nodes:
         if isinstance(node, ast.ClassDef) and base in [b.id for b in node.bases if isinstance(b, ast.Name)]:
             text = ast.get_docstring(node) or ""
-            source = re.search(r"^Source: (.+?)\.?$", text, re.MULTILINE)
+            source = re.search(r"^Source: (.+?)\.?(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+            phrase = text.partition("\n")[0].rstrip(".")
             found.append(
-                Choice(node.name, source[1] if source else "", text.partition("\n")[0].rstrip("."), f"{package}.{path.stem}")
+                Choice(node.name, " ".join(source[1].split()) if source else "", phrase, f"{package}.{path.stem}")
             )
     return found
 

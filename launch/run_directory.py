@@ -96,7 +96,9 @@ def _resumable(path: Path, resolved: dict[str, Any]) -> tuple[Checkpoint | None,
     checkpoint, notes = newest_checkpoint(path / "checkpoint")
     done = 0 if checkpoint is None else checkpoint.round
     if done > resolved["rounds"]:
-        raise ConfigurationError(f"run_dir {path} is at round {done}; rounds is {resolved['rounds']}, give {done} or more")
+        raise ConfigurationError(
+            f"run_dir {path} is at round {done}; rounds is {resolved['rounds']}, give {done} or more"
+        )
     if done == resolved["rounds"] and (path / "summary.json").exists():
         raise ConfigurationError(f"run_dir {path} holds a finished run of {done} rounds; give more rounds to go on")
     return checkpoint, notes

@@ -51,7 +51,9 @@ class FLASC(Method):
     def prepare(self, state: ServerState, round: int) -> None:
         """Remembers M_down where the evaluation will ask for it (line 5)."""
         if self.evaluate_before_step:
-            state.tensors["download_mask"] = self._topk(state.vector.detach(), self.plan(round, 0).download_density, state.layout)
+            state.tensors["download_mask"] = self._topk(
+                state.vector.detach(), self.plan(round, 0).download_density, state.layout
+            )
 
     def plan(self, round: int, client: int) -> Plan:
         """Asks the same densities of everybody."""

@@ -29,7 +29,7 @@ def test_no_digit_is_in_the_alphabet() -> None:
 
 
 def test_every_font_has_the_letters() -> None:
-    """A font that lacks letters draws the same box for each; at equal size a few true letters coincide, such as I and l."""
+    """A font that lacks letters draws the same box for each; at equal size a few letters coincide, such as I and l."""
     for font in (*glyphs.TRAIN_FONTS, *glyphs.HELD_OUT_FONTS):
         drawn = glyphs.draw_masters((font,))
         assert len({field.numpy().tobytes() for field in drawn.distance}) > 45, font

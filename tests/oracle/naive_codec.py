@@ -31,7 +31,7 @@ def naive_encode(
             whole = [0.0] * length
             for index, value in zip(indices, values, strict=True):
                 whole[index] = value
-            payloads.append(_assemble(name, dtype, 0, length, whole, examples, ""))
+            payloads.append(_assemble(name, dtype, 0, length, whole, examples, "", kept=len(indices)))
         elif name == "bitmask":
             bits = "".join("1" if index in set(indices) else "0" for index in range(length))
             payloads.append(_assemble(name, dtype, 0, length, values, examples, bits))
@@ -55,7 +55,8 @@ def naive_decode(payload: bytes) -> tuple[int, list[int] | None, list[float], in
         indices = [index for index in range(length) if bits[index] == "1"]
     elif coding == "rice":
         indices = _rice_indices(bits, count, parameter)
-    size = len(rest) // count if count else 1
+    held = length if coding == "dense" else count
+    size = len(rest) // held if held else 1
     values = [_read_value(rest[start : start + size], dtype) for start in range(0, len(rest), size)]
     return length, indices, values, examples
 
@@ -70,12 +71,21 @@ def payload_of(
 
 
 def _assemble(
-    coding: str, dtype: str, parameter: int, length: int, values: Sequence[float], examples: int, bits: str
+    coding: str,
+    dtype: str,
+    parameter: int,
+    length: int,
+    values: Sequence[float],
+    examples: int,
+    bits: str,
+    kept: int | None = None,
 ) -> bytes:
     padded = bits + "0" * (-len(bits) % 8)
     section = bytes(int(padded[start : start + 8], 2) for start in range(0, len(padded), 8))
     written = b"".join(_write_value(value, dtype) for value in values)
-    return payload_of(coding, dtype, parameter, length, len(values), examples, section, written)
+    return payload_of(
+        coding, dtype, parameter, length, len(values) if kept is None else kept, examples, section, written
+    )
 
 
 def _rice_bits(indices: Sequence[int], parameter: int) -> str:
