@@ -151,7 +151,7 @@ class SequentialTrainer:
         self._penalty_gradient = None if penalty is None else torch.func.grad(penalty)
         self._autocast = autocast
         self._recorder = Recorder()
-        module.log, module.log_dict = self._recorder.log, self._recorder.log_dict  # type: ignore[method-assign]
+        module.log, module.log_dict = self._recorder.log, self._recorder.log_dict
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs in the order given."""

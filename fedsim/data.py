@@ -13,10 +13,21 @@ Batch = dict[str, Tensor]
 class FederatedData(Protocol):
     """What a data set brings. `data_partitions.FederatedData` is one; a user's own needs only these names."""
 
-    train: dict[str, Tensor]
-    test: dict[str, Tensor]
-    label_names: Sequence[str]
-    task: str
+    @property
+    def train(self) -> dict[str, Tensor]:
+        """The training columns, (N, ...) each."""
+
+    @property
+    def test(self) -> dict[str, Tensor]:
+        """The test columns."""
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """The labels' names, in the order of their numbers."""
+
+    @property
+    def task(self) -> str:
+        """What is learned."""
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Draws what augmentation needs for examples in that shape, each (*shape, ...); empty where there is none."""

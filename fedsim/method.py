@@ -157,7 +157,7 @@ class Method(ABC):  # noqa: B024
         roles = [role.strip() for role in targets.split(",")] if isinstance(targets, str) else targets
         return add_lora(backbone, self.lora_rank, self.lora_alpha, self.lora_dropout, roles, seed)
 
-    def prepare(self, state: ServerState, round: int) -> None:
+    def prepare(self, state: ServerState, round: int) -> None:  # noqa: B027
         """Does what happens once a round, before any client."""
 
     def plan(self, round: int, client: int) -> Plan:

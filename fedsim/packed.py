@@ -77,8 +77,9 @@ class PackedTrainer:
             while waiting or any(self._slots):
                 for number, slot in enumerate(self._slots):
                     if slot is None and waiting:
-                        self._slots[number] = _Slot(waiting.pop(), self._examples.device)
-                        self._vector[number] = self._slots[number].job.start
+                        job = waiting.pop()
+                        self._slots[number] = _Slot(job, self._examples.device)
+                        self._vector[number] = job.start
                         for value in state.values():
                             value[number] = 0
                 self._step(state)
@@ -167,7 +168,9 @@ def _packed(backbone: nn.Module, weights: dict[str, Tensor], slots: list[_Slot |
     patched: list[nn.Module] = []
     try:
         for name, linear in _trainable_linears(backbone):
-            linear.forward = partial(_linear, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+            linear.forward = partial(  # type: ignore[method-assign]
+                _linear, weights[f"{name}.weight"], weights.get(f"{name}.bias")
+            )
             patched.append(linear)
         for module in backbone.modules():
             if isinstance(module, nn.Dropout) and module.training and module.p:

@@ -63,8 +63,10 @@ class Layout:
     @cached_property
     def layers(self) -> tuple[tuple[int, int], ...]:
         """(start, stop) of each layer: a module's A and B together, the head."""
-        starts = [e.start for before, e in pairwise((None, *self.entries)) if before is None or before.layer != e.layer]
-        return tuple(pairwise((*starts, self.length)))
+        first: dict[str, int] = {}
+        for entry in self.entries:
+            first.setdefault(entry.layer, entry.start)
+        return tuple(pairwise((*first.values(), self.length)))
 
     def segments(self) -> dict[str, int]:
         """How many values each segment has."""

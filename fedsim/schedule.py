@@ -1,4 +1,4 @@
-"""Which worker trains which client. Results do not depend on it: updates are added in cohort order wherever they come from."""
+"""Which worker trains which client. No result depends on it: updates are added in cohort order."""
 
 import heapq
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Every random choice comes from (seed, purpose, round, client), so that no choice depends on another or on the workers."""
+"""Every random choice comes from (seed, purpose, round, client): none depends on another, or on the workers."""
 
 from enum import IntEnum
 

@@ -20,17 +20,17 @@ def server_optimizer(options: ServerOptions, vector: nn.Parameter) -> torch.opti
         options: the server's options.
         vector: (P,), its one parameter.
     """
-    decay = {"lr": options.lr, "weight_decay": options.weight_decay}
-    moments = {**decay, "betas": options.betas, "eps": options.eps}
-    build: dict[str, Any] = {
-        "adam": lambda: torch.optim.Adam([vector], **moments),
-        "adamw": lambda: torch.optim.AdamW([vector], **moments),
-        "sgd": lambda: torch.optim.SGD([vector], momentum=options.momentum, **decay),
-        "yogi": lambda: Yogi([vector], **moments),
-        "adagrad": lambda: torch.optim.Adagrad([vector], eps=options.eps, **decay),
+    decay: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
+    moments: dict[str, Any] = {**decay, "betas": options.betas, "eps": options.eps}
+    kinds: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+        "adam": (torch.optim.Adam, moments),
+        "adamw": (torch.optim.AdamW, moments),
+        "sgd": (torch.optim.SGD, {**decay, "momentum": options.momentum}),
+        "yogi": (Yogi, moments),
+        "adagrad": (torch.optim.Adagrad, {**decay, "eps": options.eps}),
     }
-    optimizer: torch.optim.Optimizer = build[options.optimizer]()
-    return optimizer
+    kind, arguments = kinds[options.optimizer]
+    return kind([vector], **arguments)
 
 
 class Yogi(torch.optim.Optimizer):

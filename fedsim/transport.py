@@ -1,4 +1,4 @@
-"""How payloads travel between workers: a broadcast down, and the all-gather of variable-size uploads to the server worker.
+"""How payloads travel between workers: a broadcast down, and up the all-gather of uploads of varying size.
 
 Only flat uint8 buffers and their sizes travel; nothing is pickled. With one worker nothing travels at all.
 """
@@ -76,7 +76,7 @@ class Workers:
             flat[: lengths[self.rank]] = _to_tensor(b"".join(payloads.get(p, b"") for p in parts[self.rank]))
             rows = torch.cat([self._all_gather(piece) for piece in flat.split(self._piece)], dim=1)
             if self.is_server:
-                found = {}
+                found: dict[int, Tensor] = {}
                 for row, part, length in zip(rows, parts, lengths, strict=True):
                     found.update(zip(part, row[:length].split([sizes[p] for p in part]), strict=True))
                 yield from ((p, found[p].numpy().tobytes()) for p in group)

@@ -121,7 +121,7 @@ def _module(options: ClientOptions, model: nn.Module, task: Task) -> lightning.L
     module = options.module(model)
     if not isinstance(module, lightning.LightningModule):
         raise ConfigurationError(
-            f"client.module makes a {type(module).__name__}; expected a LightningModule whose first parameter is the backbone"
+            f"client.module makes a {type(module).__name__}; expected a LightningModule that takes the backbone first"
         )
     inside = {id(p) for p in model.parameters()}
     outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]

@@ -9,8 +9,8 @@ from rich.console import Console
 from fedsim.errors import ConfigurationError
 from launch.arguments import Arguments
 from launch.configuration import flatten, read_settings
-from launch.report import report
 from launch.experiment import run
+from launch.report import report
 
 RUNS = {
     "lora": ("--method", "LoRA"),

@@ -36,7 +36,7 @@ def _merge(run: Path, out: Path) -> None:
     from peft import PeftModel
 
     from fedsim.adapters import merge_and_save
-    from fedsim.backbone import load_backbone, quiet
+    from fedsim.backbone import quiet
     from launch.build import frozen_backbone
     from launch.configuration import read_settings
 

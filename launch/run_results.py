@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml  # type: ignore[import-untyped]
+import yaml
 from numpy.typing import NDArray
 
 from fedsim.errors import ConfigurationError

@@ -1,7 +1,7 @@
 """FLASC: dense local training, sparse communication.
 
 Kuo et al., "FLASC: Federated LoRA with Sparse Communication", Algorithm 1. Down: the k largest |P| (lines 5 and 10).
-The client trains all of P (lines 12 to 15). Up: the k largest of its update (lines 16 to 18). k = max(1, int(density n)).
+The client trains all of P (lines 12 to 15). Up: the k largest of its update (lines 16 to 18).
 """
 
 from dataclasses import dataclass
