@@ -7,18 +7,19 @@ nor misses one.
 import csv
 import io
 import json
+import math
 import os
 import resource
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning.fabric.loggers import TensorBoardLogger
 
-from fedsim.ledger import Ledger, Totals
+from fedsim.ledger import Entry, Ledger, Totals
 from fedsim.progress import Progress
 
 _TOTALS = ("upload_bytes", "download_bytes", "upload_value_bytes", "download_value_bytes")
@@ -44,7 +45,7 @@ class History:
 
 
 class RunFiles:
-    """Writes the files of one run as it goes.
+    """Writes the files of one run as it goes, while the context lasts.
 
     Args:
         folder: the run directory, which exists.
@@ -65,11 +66,12 @@ class RunFiles:
         bytes_before = self.ledger.totals.upload_bytes
         self._by_bytes = _writer(folder, "by_upload_bytes", bytes_before + 1 if round else None)
 
-    def trained(self, logged: Mapping[str, float], examples: int) -> None:
-        """Notes what one client's module logged, to be averaged over examples until the next evaluation."""
-        self._history.clients += 1
+    def trained(self, entry: Entry, logged: Mapping[str, float]) -> None:
+        """Enters one client's bytes, and what its module logged, to be averaged until the next evaluation."""
+        self.ledger.add(entry)
+        self._history.clients += entry.examples > 0
         for name, value in logged.items():
-            self._logged.setdefault(name, []).append((value, examples))
+            self._logged.setdefault(name, []).append((value, entry.examples))
 
     def round_done(self, round: int) -> None:
         """Moves the progress bar."""
@@ -92,13 +94,15 @@ class RunFiles:
             for name, found in self._logged.items()
         }
         self._logged = {}
+        found = {name: value if math.isfinite(value) else None for name, value in {**metrics, **training}.items()}
         totals = asdict(self.ledger.totals)
-        rows.append({"round": round, **totals, **metrics, **training, "seconds": round_to(self._seconds(), 3)})
+        rows.append({"round": round, **totals, **found, "seconds": round_to(self._seconds(), 3)})
         write_atomically(self.folder / "metrics.csv", _csv(rows))
-        curves = {**{_tag(name, "eval"): value for name, value in metrics.items()}, **training}
+        curves = {name: value for name, value in found.items() if value is not None}
         megabytes = {f"communication/{name.replace('_bytes', '_MB')}": value / 1e6 for name, value in totals.items()}
-        self._by_round.log_metrics({**curves, **megabytes}, step=round)
-        by_bytes = {_tag(name, "eval_by_upload_bytes"): value for name, value in metrics.items()}
+        by_round = {_tag(name): value for name, value in curves.items()}
+        self._by_round.log_metrics({**by_round, **megabytes}, step=round)
+        by_bytes = {_tag(name, "_by_upload_bytes"): value for name, value in curves.items()}
         self._by_bytes.log_metrics(by_bytes, step=totals["upload_bytes"])
         self._progress.evaluated(round, metrics, totals["upload_bytes"])
 
@@ -124,7 +128,7 @@ class RunFiles:
         rows = self._history.rows
         final = {name: rows[-1][name] for name in higher_is_better}
         best = {
-            name: (max if higher else min)(row[name] for row in rows if row.get(name) is not None)
+            name: (max if higher else min)((row[name] for row in rows if row[name] is not None), default=None)
             for name, higher in higher_is_better.items()
         }
         seconds = self._seconds()
@@ -139,11 +143,13 @@ class RunFiles:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self._by_round.log_hyperparams(dict(hyperparameters), {f"final/{name}": value for name, value in final.items()})
-        self.close()
+        self.history()
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
-    def close(self) -> None:
-        """Closes every file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.ledger.close()
         self._by_round.finalize("")
         self._by_bytes.finalize("")
@@ -185,10 +191,11 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _tag(metric: str, group: str) -> str:
-    """Names a curve: accuracy under eval/accuracy, full/accuracy under eval_full/accuracy."""
-    view, slash, name = metric.rpartition("/")
-    return f"{group}_{view}/{name}" if slash else f"{group}/{name}"
+def _tag(metric: str, suffix: str = "") -> str:
+    """Names a curve: accuracy is eval/accuracy, full/accuracy is eval_full/accuracy, train/loss is train/loss."""
+    view, _, name = metric.rpartition("/")
+    group = view if view == "train" else f"eval_{view}".rstrip("_")
+    return f"{group}{suffix}/{name}"
 
 
 def _writer(folder: Path, name: str, purge_step: int | None) -> TensorBoardLogger:

@@ -164,14 +164,13 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
 
     aggregate = method.aggregate(state)
     for at, payload in workers.gather(uploads, owners):
-        download = downloads[plans[at]] if payload else b""
-        entry = Entry.of(round, cohort[at], owners[at], examples[at], payload, download)
         if payload:
             upload, count = decode(payload)
             aggregate.add(upload, count if experiment.server.weighting == "examples" else 1)
         if files is not None:
-            files.ledger.add(entry)
-            files.trained(json.loads(logged[at] or b"{}"), examples[at])
+            download = downloads[plans[at]] if payload else b""
+            entry = Entry.of(round, cohort[at], owners[at], examples[at], payload, download)
+            files.trained(entry, json.loads(logged[at] or b"{}"))
 
     update = aggregate.finish()
     if update is not None:  # a cohort without any examples is a round without a step

@@ -118,11 +118,16 @@ def _module(options: ClientOptions, model: nn.Module, task: Task) -> lightning.L
     """Wraps the adapted backbone in the user's module, or in ours."""
     if options.module is None:
         return ClientModule(model, task)
-    module = options.module(model)
-    if not isinstance(module, lightning.LightningModule):
+    name = getattr(options.module, "__name__", str(options.module))
+    expected = "expected a LightningModule whose constructor takes the backbone alone"
+    try:
+        module = options.module(model)
+    except Exception as error:  # it is the user's own
         raise ConfigurationError(
-            f"client.module makes a {type(module).__name__}; expected a LightningModule that takes the backbone first"
-        )
+            f"client.module {name} cannot be made ({type(error).__name__}: {error}); {expected}"
+        ) from error
+    if not isinstance(module, lightning.LightningModule):
+        raise ConfigurationError(f"client.module {name} makes a {type(module).__name__}; {expected}")
     inside = {id(p) for p in model.parameters()}
     outside = [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:

@@ -1,14 +1,20 @@
 """The keys of a run: typed signatures read by jsonargparse, presets by name, and every mistake answered in one line."""
 
 import argparse
+import importlib
+import inspect
+import math
+import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from data_partitions.dataset import DataSet
 from data_partitions.errors import DataError
@@ -19,8 +25,24 @@ from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions, r
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
-_CHOSEN_BY_NAME = {"method": "methods", "data": "datasets", "partition": "partitioners"}
+_CHOSEN_BY_NAME: dict[str, tuple[str, type]] = {
+    "method": ("methods", Method),
+    "data": ("datasets", DataSet),
+    "partition": ("partitioners", Partitioner),
+}
 NOT_PART_OF_A_RUN = ("config", "run_dir", "resume", "debug")
+_FLAGS = ("--debug", "--help", "--print_config")
+_WORDS = {
+    r"\bint\b": "a whole number",
+    r"\bfloat\b": "a number",
+    r"\bbool\b": "true or false",
+    r"\blist(\[\w+\])?|\btuple\b": "a list in brackets",
+    r"\bstr\b": "text",
+    r"\bNoneType\b": "null",
+}
+"""How types are called in messages."""
+
+_LISTED = "fedsim run --help lists every key"
 
 
 @dataclass
@@ -64,22 +86,27 @@ def read_settings(argv: Sequence[str]) -> Settings:
         ConfigurationError: anything that is no valid configuration, in one line.
     """
     import_choices()
+    _find_modules_here()
     parser = build_parser()
+    arguments = _with_preset(list(argv))
     try:
-        config = parser.parse_args(_with_preset(list(argv)))
+        config = parser.parse_args(arguments)
+        _require_finite(config)
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise _explain(error, parser) from error
+        raise _explain(error, parser, arguments) from error
     for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds", "threads_per_worker"):
         require(name, built[name], built[name] >= 1, "1 or more")
     require("seed", built.seed, built.seed >= 0, "0 or more")
     if built.backbone.path is None:
         raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
     config.backbone.path = built.backbone.path = _absolute(built.backbone.path)
+    if built.client.module is not None:
+        built.client.module = _import_module(built.client.module)
     resolved = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
-    run_dir = None if built.run_dir is None else Path(built.run_dir).expanduser()
+    run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
     return Settings(**fields, backbone_path=built.backbone.path, run_dir=run_dir, resolved=resolved)
 
 
@@ -97,7 +124,9 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_subclass_arguments(DataSet, "data", required=True)
     parser.add_subclass_arguments(Partitioner, "partition", required=True)
-    parser.add_class_arguments(ClientOptions, "client")
+    # Read as a callable, a class would be made without its backbone; so it travels as its path.
+    parser.add_class_arguments(ClientOptions, "client", skip={"module"})
+    parser.add_argument("--client.module", type=str | None, help="class path of your own LightningModule")
     parser.add_class_arguments(ServerOptions, "server")
     parser.add_class_arguments(CommunicationOptions, "communication")
     parser.add_argument("--rounds", type=int, default=100, help="server steps in all")
@@ -146,8 +175,9 @@ def _with_preset(argv: list[str]) -> list[str]:
 
 
 def _config_path(value: str) -> Path:
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     if path.is_file():
+        _check_yaml(path)
         return path
     preset = PRESETS / f"{value}.yaml"
     if PRESETS in preset.resolve().parents and preset.is_file():
@@ -157,52 +187,196 @@ def _config_path(value: str) -> Path:
     raise unknown_name("preset", value, [choice.name for choice in choices("presets")])
 
 
+def _check_yaml(path: Path) -> None:
+    """Refuses a file that is no mapping in YAML, naming file and line."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path} line {mark.line + 1}" if mark else str(path)
+        reason = getattr(error, "problem", None) or str(error)
+        raise ConfigurationError(f"{where} is no YAML ({reason}); correct it, or give another --config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read ({error}); give a YAML file to --config") from error
+    if not isinstance(settings, dict):
+        held = "nothing" if settings is None else "a list" if isinstance(settings, list) else "a single value"
+        raise ConfigurationError(f"{path} holds {held}; expected keys with values, such as rounds: 100")
+
+
+def _find_modules_here() -> None:
+    """Lets a class path name a module of the current directory, under `fedsim` as under `python -m launch`."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append("")
+
+
 def _absolute(path: str) -> str:
     """Resolves what names a local folder: an existing path, one that starts like a path, or an embedded backbone."""
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.exists() or path.startswith(("/", ".", "~")):
         return str(local.resolve())
-    embedded = BACKBONES / path
-    return str(embedded) if "/" not in path and embedded.is_dir() else path
+    if "/" in path:
+        return path
+    embedded = sorted(folder.name for folder in BACKBONES.iterdir() if folder.is_dir())
+    if path not in embedded:
+        raise ConfigurationError(
+            f"backbone.path {path!r} is no folder here, no hub id (owner/name) and no embedded backbone "
+            f"({', '.join(embedded)}); give a folder: --backbone.path FOLDER"
+        )
+    return str(BACKBONES / path)
 
 
-def _explain(error: BaseException, parser: ArgumentParser) -> ConfigurationError:
+def _import_module(path: str) -> Callable[[Any], Any]:
+    """Imports the class of client.module, which is made once there is a backbone."""
+    try:
+        made = _imported(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"client.module {path!r} cannot be imported ({error}); give the class path of a LightningModule, "
+            "such as my_package.my_file.MyModule"
+        ) from error
+    if not callable(made):
+        raise ConfigurationError(f"client.module {path!r} is no class; give the class path of a LightningModule")
+    return made  # type: ignore[no-any-return]
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _require_finite(config: Namespace) -> None:
+    """Refuses NaN and infinity as a number, for every key of every class."""
+    for key, value in flatten(config.as_dict()).items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise ConfigurationError(f"{key} is {value}; expected a finite number")
+
+
+def _explain(error: BaseException, parser: ArgumentParser, argv: Sequence[str]) -> ConfigurationError:
     """Turns jsonargparse's account of what is wrong into one line with what to do."""
-    cause: BaseException | None = error
-    while cause is not None:  # what a constructor said itself is the best account
+    causes = list(_causes(error))
+    for cause in causes:  # what a constructor said itself is the best account
         if isinstance(cause, ConfigurationError | DataError):
             return ConfigurationError(str(cause))
-        cause = cause.__cause__ or cause.__context__
     text = str(error)
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', text)) or "a value"
-    if match := re.search(r"unrecognized arguments: (?:--)?([^\s=]+)", text, re.IGNORECASE):
-        return unknown_name("key", match[1], _keys(parser))
-    if match := re.search(r"Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text):
-        return unknown_name("key", match[1] or match[2], {name.rpartition(".")[2] for name in _keys(parser)})
-    if key in _CHOSEN_BY_NAME and (match := re.search(r"Given value: (.+)", text)):
-        kind = _CHOSEN_BY_NAME[key]
-        return unknown_name(kind.removesuffix("s"), match[1].strip(), [choice.name for choice in choices(kind)])
-    if match := re.search(r"expects a function or a callable class: (.+)", text):
-        return ConfigurationError(f"{key} cannot be imported ({match[1]}); give the class path of a LightningModule")
-    if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", text):
-        return ConfigurationError(f"{key} is {match[2]!r}; expected {_plainly(match[1])}")
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-    return ConfigurationError("; ".join(lines[:3]) + "; fedsim run --help lists every key")
+    key = _key_of(text)
+    answer = _no_such_key(text, parser) or _nothing_given(text, argv) or _no_such_choice(text, key, causes[-1])
+    if answer := answer or _wrong_type(text, key, parser):
+        return answer
+    made = re.search(r"class_path='([^']+)'", text)
+    what = f"{made[1]}: " if made else f"{key}: " if key else ""
+    kind = "" if isinstance(causes[-1], argparse.ArgumentError) else f"{type(causes[-1]).__name__}: "
+    return ConfigurationError(f"{what}{kind}{causes[-1]}; {_LISTED}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _key_of(text: str) -> str:
+    """Returns the key that an account is about: its parts stand apart where one class holds another."""
+    key = ""
+    for part in re.findall(r'Parser key "([^"]+)"', text):
+        key = part if not key or f"{part}.".startswith(f"{key}.") else f"{key}.{part}"
+    return key
+
+
+def _no_such_key(text: str, parser: ArgumentParser) -> ConfigurationError | None:
+    """Answers a key that nothing goes by, at the root, in a group, or of a class that was chosen."""
+    if match := re.search(r"unrecognized arguments: ([^\s=]+)", text, re.IGNORECASE):
+        if not match[1].startswith("-"):
+            return ConfigurationError(f"{match[1]} stands without a key; give --KEY VALUE, {_LISTED}")
+        return _unknown_key(match[1].lstrip("-"), _keys(parser))
+    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
+        return _unknown_key(f"{match[1]}.{match[2]}", _keys(parser))
+    if match := re.search(r"^Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text):
+        return _unknown_key(match[1] or match[2], _keys(parser))
+    if match := re.search(r"given class_path '([^']+)':\s+Option '([^']+)' is not accepted", text):
+        cls = _imported(match[1])
+        known = ("class_path", "init_args") if inspect.isabstract(cls) or cls is Method else _parameters(cls)
+        if not known:
+            return ConfigurationError(f"unknown key of {cls.__name__} {match[2]!r}; it takes none, leave it out")
+        return unknown_name(f"key of {cls.__name__}", match[2], known)
+    return None
+
+
+def _unknown_key(given: str, keys: Iterable[str]) -> ConfigurationError:
+    """Looks for near matches of a key in its own group, and without one in every group."""
+    split = [(key, *key.rpartition(".")[::2]) for key in keys]
+    group, _, name = given.rpartition(".")
+    if group and (siblings := [last for _, within, last in split if within == group]):
+        return unknown_name(f"key of {group}", name, siblings)
+    if inside := [key for key, within, _ in split if within == given]:
+        return ConfigurationError(f"{given} is a group of keys; give {', '.join(inside)}")
+    near = get_close_matches(name, {last for *_, last in split}, n=3, cutoff=0.65)
+    if found := [key for match in near for key, _, last in split if last == match]:
+        return ConfigurationError(f"unknown key {given!r}; did you mean {' or '.join(found)}?")
+    return unknown_name("key", given, {key.partition(".")[0] for key, *_ in split})
+
+
+def _nothing_given(text: str, argv: Sequence[str]) -> ConfigurationError | None:
+    """Answers what is missing: a method, data set or partitioner, or the value of a key."""
+    if match := re.search(r"arguments are required: ([\w, ]+)$", text):
+        wanted = [name for name in match[1].split(", ") if name in _CHOSEN_BY_NAME]
+        if wanted:
+            shown = " and ".join(f"--{name} NAME (fedsim list {_CHOSEN_BY_NAME[name][0]})" for name in wanted)
+            return ConfigurationError(f"{', '.join(wanted)} missing; give {shown}, or start from a preset")
+    if not (match := re.search(r"argument (--\S+): expected one argument", text)):
+        return None
+    # argparse names only the part before the first dot.
+    pairs = zip(argv, [*argv[1:], "--"], strict=True)
+    bare = (key for key, value in pairs if key.startswith("--") and "=" not in key and value.startswith("--"))
+    key = next((key for key in bare if key not in _FLAGS), match[1])
+    return ConfigurationError(f"{key} has no value; give {key} VALUE, {_LISTED}")
+
+
+def _no_such_choice(text: str, key: str, cause: BaseException) -> ConfigurationError | None:
+    """Answers a method, data set or partitioner that is not there."""
+    if key not in _CHOSEN_BY_NAME or not (match := re.search(r"Given value: (.+)", text)):
+        return None
+    kind, base = _CHOSEN_BY_NAME[key]
+    inside = re.search(r"'class_path'(?:: |, val=)'([^']+)'", match[1])
+    given = inside[1] if inside else match[1].strip()
+    shows = f"fedsim list {kind} shows what there is"
+    if "not correspond to a subclass" in text:
+        return ConfigurationError(f"{key} {given} is no {base.__name__} of {base.__module__}; {shows}")
+    if isinstance(cause, ImportError | AttributeError):
+        return ConfigurationError(f"{key} {given} cannot be imported ({cause}); correct the class path, {shows}")
+    if "are required" in text:
+        return None
+    return unknown_name(kind.removesuffix("s"), given, [choice.name for choice in choices(kind)])
+
+
+def _wrong_type(text: str, key: str, parser: ArgumentParser) -> ConfigurationError | None:
+    """Answers a value that the key cannot have."""
+    inner = text.rpartition("Parser key")[2]
+    if "Unable to load config" in text:
+        return _unknown_key(key.partition(".")[0], _keys(parser))
+    if (union := re.search(r"Subtypes: \[(.+)\]", inner)) and (given := re.search(r"Given value: (.*)", inner)):
+        return ConfigurationError(f"{key} is {given[1]}; expected {_plainly(union[1])}")
+    if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", inner):
+        return ConfigurationError(f"{key} is {match[2]}; expected {_plainly(match[1])}")
+    return None
 
 
 def _plainly(expected: str) -> str:
     """Says a type in words."""
-    if choice := re.fullmatch(r"(?:typing\.)?Literal\[(.+)\]", expected):
-        return f"one of {choice[1]}".replace("'", "")
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected).replace("typing.", "")
+    text = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", lambda match: f"one of {match[1]}".replace("'", ""), expected)
+    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
+    for pattern, words in _WORDS.items():
+        text = re.sub(pattern, words, text)
+    return " or ".join(text.rsplit(", ", 1)) if text.endswith(", null") else text
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
     """Every key there is, with those of every method, data set and partitioner."""
-    keys = [action.dest for action in parser._actions if action.dest not in ("help", "==SUPPRESS==")]
-    for name, base in (("method", Method), ("data", DataSet), ("partition", Partitioner)):
-        for cls in base.__subclasses__():
-            sub = ArgumentParser(exit_on_error=False)
-            sub.add_class_arguments(cls, name)
-            keys += [action.dest for action in sub._actions if action.dest.startswith(f"{name}.")]
-    return sorted(set(keys) | {key.partition(".")[0] for key in keys})
+    keys = {"print_config", *parser.get_defaults().keys()}
+    for name, (_, base) in _CHOSEN_BY_NAME.items():
+        keys |= {f"{name}.{parameter}" for cls in base.__subclasses__() for parameter in _parameters(cls)}
+    return sorted(keys)
+
+
+def _parameters(cls: type) -> list[str]:
+    return list(inspect.signature(cls).parameters)

@@ -45,6 +45,8 @@ def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabr
     local, nodes = _processes()
     gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     found = torch.cuda.device_count()
+    if gpu and not found:
+        raise ConfigurationError("accelerator is cuda, but torch finds no GPU on this host; give --accelerator cpu")
     if gpu and found < local:
         raise ConfigurationError(
             f"{local} workers on this host but {found} GPUs; start as many workers as GPUs, or give --accelerator cpu"

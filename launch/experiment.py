@@ -35,38 +35,32 @@ def run(settings: Settings, console: Console) -> Path | None:
     """
     fabric, workers = start_workers(settings.accelerator, settings.precision, settings.threads_per_worker)
     try:
-        built = build(settings, fabric)
-        if not workers.is_server:
-            simulate(built.experiment, workers, None, None)
-            return None
-        return _serve(settings, built, fabric, workers, console)
+        return run_on(settings, fabric, workers, console)
     finally:
         stop_workers()
 
 
-def _serve(settings: Settings, built: Built, fabric: Fabric, workers: Workers, console: Console) -> Path:
-    """The server worker's part: the files of the run around the simulation."""
-    data = type(settings.data).__name__
-    name = f"{type(settings.method).__name__}-{data}-s{settings.seed}"
-    directory = RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved)
-    try:
+def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Console) -> Path | None:
+    """Runs one experiment on workers that have already found each other; otherwise as `run`."""
+    built = build(settings, fabric)
+    if not workers.is_server:
+        simulate(built.experiment, workers, None, None)
+        return None
+    name = f"{type(settings.method).__name__}-{type(settings.data).__name__}-s{settings.seed}"
+    with RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved) as directory:
         checkpoint = directory.checkpoint
-        done = checkpoint.round if checkpoint else 0
         for note in (*directory.notes, *([built.note] if built.note else [])):
             console.print(note, soft_wrap=True)
         built.partition.save(directory.path / "partition.npz")
         history = History(**checkpoint.meta["history"]) if checkpoint else History()
+        done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.rounds, done)
-        files = RunFiles(directory.path, history, done, progress)
-        try:
+        with RunFiles(directory.path, history, done, progress) as files:
             result = simulate(built.experiment, workers, files, checkpoint)
             _export(built, result, directory.path, settings.backbone_path)
-            identity = _identity(settings, built, workers.count)
-            files.finish(identity, built.task.higher_is_better, flatten(settings.resolved))
-        finally:
-            files.close()
-    finally:
-        directory.release()
+            files.finish(
+                _identity(settings, built, workers.count), built.task.higher_is_better, flatten(settings.resolved)
+            )
     console.print(f"{settings.method.label}: {directory.path}", highlight=False, soft_wrap=True)
     return directory.path
 

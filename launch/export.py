@@ -3,9 +3,13 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedsim.errors import ConfigurationError
 from launch.arguments import Arguments
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,21 +25,25 @@ def main(argv: Sequence[str]) -> int:
     out = arguments.out or (arguments.run / "merged" if arguments.merge else None)
     if out is None:
         raise ConfigurationError(f"the adapter is {adapter} already; give --out to copy it, or --merge")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigurationError(f"--out {out} is not empty; give a new folder")
-    if arguments.merge:
-        _merge(arguments.run, out)
-    else:
-        shutil.copytree(adapter, out, dirs_exist_ok=True)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigurationError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder: --out FOLDER")
+    model = _adapted(arguments.run) if arguments.merge else None
+    try:
+        if model is None:
+            shutil.copytree(adapter, out, dirs_exist_ok=True)
+        else:
+            _merge(model, out)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigurationError(f"{out} cannot be written ({reason}); give another folder: --out FOLDER") from error
     print(out)
     return 0
 
 
-def _merge(run: Path, out: Path) -> None:
-    """Loads the backbone that the run started from, its adapter on it, and writes them as one."""
+def _adapted(run: Path) -> "PeftModel":
+    """Loads the backbone that the run started from, and its adapter on it."""
     from peft import PeftModel
 
-    from fedsim.adapters import merge_and_save
     from fedsim.backbone import quiet
     from launch.build import frozen_backbone
     from launch.configuration import read_settings
@@ -43,5 +51,11 @@ def _merge(run: Path, out: Path) -> None:
     settings = read_settings(["--config", str(run / "config.yaml")])
     backbone = frozen_backbone(settings, settings.data.load())
     with quiet():
-        model = PeftModel.from_pretrained(backbone, str(run / "adapter"))
+        return PeftModel.from_pretrained(backbone, str(run / "adapter"))
+
+
+def _merge(model: "PeftModel", out: Path) -> None:
+    """Writes backbone and adapter as one model."""
+    from fedsim.adapters import merge_and_save
+
     merge_and_save(model, out)

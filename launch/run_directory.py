@@ -1,7 +1,7 @@
 """The run directory: which one, who may write there, and whether what stands in it can go on."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from filelock import FileLock, Timeout
@@ -16,7 +16,7 @@ MAY_DIFFER = ("rounds", "checkpoint_every_rounds")
 
 
 class RunDirectory:
-    """A directory that this process alone writes to, until `release`.
+    """A directory that this process alone writes to, while the context lasts.
 
     Attributes:
         path: the directory.
@@ -70,8 +70,10 @@ class RunDirectory:
         (path / "summary.json").unlink(missing_ok=True)
         return cls(path, lock, checkpoint, notes)
 
-    def release(self) -> None:
-        """Lets others write here."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 

@@ -1,0 +1,118 @@
+"""`fedsim bench`: client steps a second of the engine against a bare training loop, alternating in one process."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedsim.errors import ConfigurationError
+from fedsim.reporting import peak_memory_bytes, write_atomically
+from launch.arguments import Arguments
+
+EQUAL_WORK = 1e-4
+"""The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures, prints the table, and writes it as JSON where asked."""
+    parser = Arguments("bench", "Measures client steps a second, against a bare training loop in the same process.")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
+    parser.add_argument("--only", help="instead: one round of one contestant, to see its peak memory")
+    arguments = parser.parse_args(argv)
+    if arguments.repeats < 1 or arguments.threads < 1:
+        raise ConfigurationError("--repeats and --threads are whole numbers of 1 or more")
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.memory_rounds is not None:
+        return _memory(arguments.memory_rounds)
+    if arguments.only is not None:
+        return _once(*arguments.only.split("/"))
+    rows = _measure(arguments.repeats, arguments.threads)
+    _print(rows, arguments)
+    if arguments.json is not None:
+        write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+def _measure(repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Times every contestant of every work, in turn, so that a slow moment of the machine hits all."""
+    from launch.benchmarks.local_work import WHO, WORKS, Arena
+
+    rows = []
+    for work in WORKS:
+        arena = Arena(work)
+        contestants = {who: arena.contestant(who) for who in WHO}
+        expected = contestants["bare"](1)
+        for who, train in contestants.items():  # the warm-up proves equal work
+            difference = float((train(1) - expected).norm() / expected.norm())
+            if difference > EQUAL_WORK:
+                raise RuntimeError(f"{work.name}: {who} differs from the bare loop by {difference:.1e}")
+        seconds: dict[str, list[float]] = {who: [] for who in contestants}
+        for repeat in range(repeats):
+            for who, train in contestants.items():
+                started = time.perf_counter()
+                train(repeat + 1)
+                seconds[who].append(time.perf_counter() - started)
+        for who, spent in seconds.items():
+            ratios = [bare / own for bare, own in zip(seconds["bare"], spent, strict=True)]
+            rows.append(
+                {
+                    "work": work.name,
+                    "who": who,
+                    "client_steps_per_second": round(arena.steps / statistics.median(spent), 1),
+                    "ratio_to_bare": round(statistics.median(ratios), 3),
+                    "peak_memory_bytes": _peak_memory(WORKS.index(work), who, threads),
+                }
+            )
+    return rows
+
+
+def _peak_memory(work: int, who: str, threads: int) -> int:
+    """Runs one round in a process of its own and returns the most memory that it held."""
+    command = [sys.executable, "-m", "launch", "bench", "--only", f"{work}/{who}", "--threads", str(threads)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _once(work: str, who: str) -> int:
+    from launch.benchmarks.local_work import WORKS, Arena
+
+    Arena(WORKS[int(work)]).contestant(who)(1)
+    print(peak_memory_bytes())
+    return 0
+
+
+def _memory(rounds: int) -> int:
+    from launch.benchmarks.memory import memory_over
+
+    for round, held in memory_over(rounds):
+        print(f"round {round:>6}  {held / 1e6:8.1f} MB resident")
+    return 0
+
+
+def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("work", "who", "client steps/s", "ratio to bare", "peak memory (MB)", box=None)
+    for row in rows:
+        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
+        table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"medians of {arguments.repeats} alternating rounds of 10 clients with 5 steps; {arguments.threads} thread(s) of "
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,74 @@
+"""Run by torchrun: every entry of the battery on the same workers, and what their collectives carried.
+
+usage: torchrun --nproc_per_node=N -m tests.battery FOLDER
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from launch.configuration import read_settings
+from launch.environment import start_workers, stop_workers
+from launch.experiment import run_on
+
+COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "2", "--checkpoint_every_rounds", "2")
+BATTERY: dict[str, tuple[str, ...]] = {
+    "LoRA": ("--method", "LoRA", "--server.weighting", "examples"),
+    "FLASC": ("--method", "FLASC", "--method.upload_density", "0.0625", "--method.download_density", "0.25"),
+}
+"""Options by method: every method there is has an entry."""
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "packed": ("--method", "FLASC", "--client.pack", "3", "--method.lora_dropout", "0.1"),
+    "layers": ("--method", "FLASC", "--method.topk_scope", "layer", "--communication.value_dtype", "bfloat16"),
+    "adamw": (
+        "--method",
+        "FLASC",
+        "--client.optimizer",
+        "adamw",
+        "--client.lr",
+        "1e-3",
+        "--method.lora_dropout",
+        "0.1",
+    ),
+}
+
+
+class Spy:
+    """Keeps the buffers that this worker put into collectives."""
+
+    def __init__(self) -> None:
+        self.carried: list[tuple[str, torch.Tensor]] = []
+        for name in ("broadcast", "all_gather_single", "all_gather_into_tensor"):
+            if hasattr(dist, name):
+                setattr(dist, name, self._wrap(name, getattr(dist, name)))
+
+    def _wrap(self, name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            buffer = args[0] if name == "broadcast" else args[1]
+            if buffer.dtype == torch.uint8:
+                self.carried.append((name, buffer.clone()))
+            return result
+
+        return call
+
+
+def main(folder: Path) -> None:
+    """Runs everything; each worker leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
+    fabric, workers = start_workers("cpu", "32-true", 1)
+    spy = Spy()
+    for name, options in {**BATTERY, **VARIANTS}.items():
+        spy.carried.clear()
+        settings = read_settings([*COMMON, *options, "--run_dir", str(folder / name)])
+        run_on(settings, fabric, workers, Console(quiet=True))
+        torch.save(list(spy.carried), folder / f"{name}-carried-{workers.rank}.pt")
+    stop_workers()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

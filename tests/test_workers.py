@@ -1,0 +1,131 @@
+"""The same curve everywhere: any number of workers, killed or not, gives the same bits; and the collectives carry the
+bytes of the ledger."""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from fedsim.codec import decode
+from launch.__main__ import main
+from launch.registry import choices
+from tests.battery import BATTERY, COMMON, VARIANTS
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRIES = {**BATTERY, **VARIANTS}
+
+
+def rows(path: Path, but: str) -> list[dict[str, str]]:
+    """A CSV's rows without one column."""
+    with path.open(newline="") as file:
+        return [{key: value for key, value in row.items() if key != but} for row in csv.DictReader(file)]
+
+
+def bits(run: Path) -> tuple[list[dict[str, str]], list[dict[str, str]], bytes]:
+    """All that must be the same: metrics but for seconds, the ledger but for workers, the adapter."""
+    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    return rows(run / "metrics.csv", "seconds"), rows(run / "ledger.csv", "worker"), adapter
+
+
+def torchrun(workers: int, *arguments: str) -> list[str]:
+    """A command that starts workers; a free port is found by --standalone."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
+    return [*launcher, "-m", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every entry of the battery, on one worker, in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, options in ENTRIES.items():
+        assert main(["run", *COMMON, *options, "--run_dir", str(folder / name)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """The same on several workers: one torchrun for all entries."""
+    folder = tmp_path_factory.mktemp(f"workers{request.param}")
+    command = torchrun(request.param, "tests.battery", str(folder))
+    subprocess.run(command, check=True, timeout=240, cwd=ROOT, env=environment(), capture_output=True)
+    return request.param, folder
+
+
+def test_the_battery_covers_every_method() -> None:
+    assert set(BATTERY) == {choice.name for choice in choices("methods")}
+
+
+def test_any_number_of_workers_gives_the_same_bits(alone: Path, together: tuple[int, Path]) -> None:
+    workers, folder = together
+    for name in ENTRIES:
+        assert bits(folder / name) == bits(alone / name), f"{name} on {workers} workers"
+        assert {row["worker"] for row in rows(folder / name / "ledger.csv", "round")} == {
+            str(w) for w in range(workers)
+        }
+
+
+def test_collectives_carry_the_bytes_of_the_ledger(together: tuple[int, Path]) -> None:
+    """Every client's encoded upload is found, whole and once, in what its worker put into the all-gather, with nothing
+    but padding and the clients' logs beside it; every round's download in what the server worker broadcast."""
+    workers, folder = together
+    for name in ENTRIES:
+        carried = [torch.load(folder / f"{name}-carried-{w}.pt", weights_only=True) for w in range(workers)]
+        ledger = rows(folder / name / "ledger.csv", "")
+        gathers = [[bytes(b.tolist()) for kind, b in own if kind != "broadcast"] for own in carried]
+        uploads = sum(
+            _take_uploads(
+                gathers[w][2 * (number - 1) + 1],
+                [r for r in ledger if r["round"] == str(number) and r["worker"] == str(w)],
+            )
+            for number in range(1, 7)
+            for w in range(workers)
+        )
+        assert uploads == sum(int(row["upload_bytes"]) for row in ledger) > 0
+        assert [len(own) for own in gathers] == [2 * 6] * workers  # logs and uploads, once a round, in one piece
+        broadcasts = [bytes(b.tolist()) for kind, b in carried[0] if kind == "broadcast"]
+        for number in range(1, 7):
+            (size,) = {int(row["download_bytes"]) for row in ledger if row["round"] == str(number)} - {0}
+            assert any(len(b) == size and decode(b) for b in broadcasts)
+
+
+def _take_uploads(buffer: bytes, entries: list[dict[str, str]]) -> int:
+    """Decodes a worker's payloads off its buffer in cohort order; the rest must be padding. Returns their length."""
+    start = 0
+    for entry in entries:
+        size = int(entry["upload_bytes"])
+        if size:
+            upload, examples = decode(buffer[start : start + size])
+            assert (upload.count, examples) == (int(entry["upload_values"]), int(entry["examples"]))
+        start += size
+    assert not any(buffer[start:])
+    return start
+
+
+def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 of a run on two workers, launcher and all; three go on from its checkpoint."""
+    options = ["--cohort_size", "6", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "3"]
+    long = [*options, "--rounds", "60"]
+    assert main(["run", *long, "--run_dir", str(tmp_path / "whole")]) == 0
+    killed = tmp_path / "killed"
+    command = torchrun(2, "launch", "run", *long, "--run_dir", str(killed))
+    process = psutil.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoint" / "round-000006").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for victim in (process, *process.children(recursive=True)):  # workers outlive a launcher that is killed alone
+        victim.kill()
+    process.wait()
+    assert not (killed / "summary.json").exists(), "the run ended before it was killed: make it longer"
+    command = torchrun(3, "launch", "run", *long, "--run_dir", str(killed), "--resume", "auto")
+    subprocess.run(command, check=True, timeout=120, cwd=ROOT, env=environment(), capture_output=True)
+    assert bits(killed) == bits(tmp_path / "whole")
