@@ -19,6 +19,8 @@ class Dirichlet(Partitioner):
 
     Numbers of examples differ between clients, and with a small alpha or many clients some hold none.
 
+    Source: Hsu et al. 2019, drawn per client as in FLASC's published code.
+
     Args:
         clients: how many clients, at least 1.
         alpha: concentration, above 0; towards 0 a client has one label, towards infinity all alike.

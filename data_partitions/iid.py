@@ -12,6 +12,8 @@ class IID(Partitioner):
 
     With fewer examples than clients the last clients hold none.
 
+    Source: McMahan et al. 2017, Section 3.
+
     Args:
         clients: how many clients, at least 1.
 

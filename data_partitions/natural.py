@@ -9,7 +9,10 @@ from data_partitions.partition import Partition, Partitioner
 
 
 class Natural(Partitioner):
-    """One client per user, numbered by first appearance; no client is empty and nothing is random."""
+    """One client per user, numbered by first appearance; no client is empty and nothing is random.
+
+    Source: Caldas et al. 2018, LEAF.
+    """
 
     def __init__(self) -> None:
         pass

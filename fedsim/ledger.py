@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fedsim.codec import values_in
+from fedsim.errors import ConfigurationError
 
 VALUE_BYTES = 4
 """The paper's convention charges each value four bytes and its index nothing; both are kept, side by side."""
@@ -59,14 +60,19 @@ class Ledger:
         path: of ledger.csv.
         position: where a resumed run goes on, in bytes of the file; what stands behind is dropped.
         totals: the sums up to there.
+
+    Raises:
+        ConfigurationError: the file ends before that position.
     """
 
     COLUMNS = tuple(field.name for field in fields(Entry))
 
     def __init__(self, path: Path, position: int = 0, totals: Totals | None = None) -> None:
         self.totals = totals or Totals()
+        if position and (not path.exists() or path.stat().st_size < position):
+            raise ConfigurationError(f"{path} is shorter than the {position} bytes that its checkpoint remembers")
         self._file = path.open("a" if position else "w", newline="", encoding="utf-8")
-        self._file.truncate(position)
+        self._file.seek(self._file.truncate(position))
         self._rows = csv.writer(self._file, lineterminator="\n")
         if not position:
             self._rows.writerow(self.COLUMNS)

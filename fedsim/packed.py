@@ -31,9 +31,14 @@ def why_not_packed(module: nn.Module, layout: Layout) -> str | None:
     for method in ("training_step", "configure_optimizers"):
         if getattr(type(module), method) is not getattr(ClientModule, method):
             return f"{type(module).__name__} overrides {method}"
-    linear = {f"{name}.{p}" for name, m in _trainable_linears(module.backbone) for p, _ in m.named_parameters()}
-    others = [entry.name for entry in layout.entries if entry.name not in linear]
-    return f"{others[0]} trains and belongs to no nn.Linear" if others else None
+    whole = {
+        f"{name}.{parameter}"
+        for name, linear in _trainable_linears(module.backbone)
+        if all(p.requires_grad for p in linear.parameters())
+        for parameter, _ in linear.named_parameters()
+    }
+    others = [entry.name for entry in layout.entries if entry.name not in whole]
+    return f"{others[0]} trains and belongs to no nn.Linear that trains whole" if others else None
 
 
 class PackedTrainer:

@@ -35,6 +35,7 @@ class History:
         totals: the ledger's sums.
         seconds: spent so far.
         clients: trained so far.
+        logged: since the last evaluation, the sum of each value times its examples, and of those examples.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -42,6 +43,7 @@ class History:
     totals: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     clients: int = 0
+    logged: dict[str, list[float]] = field(default_factory=dict)
 
 
 class RunFiles:
@@ -59,19 +61,21 @@ class RunFiles:
         self._history = history
         self._progress = progress
         self._started = time.perf_counter() - history.seconds
-        self._logged: dict[str, list[tuple[float, int]]] = {}
         self.ledger = Ledger(folder / "ledger.csv", history.ledger_position, Totals(**history.totals))
-        # Two writers, as each purges by its own step when a run resumes: rounds, and bytes.
-        self._by_round = _writer(folder, "", round + 1 if round else None)
-        bytes_before = self.ledger.totals.upload_bytes
-        self._by_bytes = _writer(folder, "by_upload_bytes", bytes_before + 1 if round else None)
+        # Two writers, as each purges by its own step when a run resumes: rounds, and bytes. Evaluation comes behind
+        # the checkpoint, so the points of the checkpoint's own round are made again.
+        self._by_round = _writer(folder, "", round or None)
+        self._by_bytes = _writer(folder, "by_upload_bytes", self.ledger.totals.upload_bytes if round else None)
 
     def trained(self, entry: Entry, logged: Mapping[str, float]) -> None:
         """Enters one client's bytes, and what its module logged, to be averaged until the next evaluation."""
         self.ledger.add(entry)
         self._history.clients += entry.examples > 0
         for name, value in logged.items():
-            self._logged.setdefault(name, []).append((value, entry.examples))
+            # A module may log "accuracy" while it trains: that must not pass for the evaluation's.
+            sums = self._history.logged.setdefault(name if name.startswith("train/") else f"train/{name}", [0.0, 0])
+            sums[0] += value * entry.examples
+            sums[1] += entry.examples
 
     def round_done(self, round: int) -> None:
         """Moves the progress bar."""
@@ -80,20 +84,15 @@ class RunFiles:
         )
 
     def evaluated(self, round: int, metrics: Mapping[str, float]) -> None:
-        """Writes a row of metrics.csv and the curves; a row that a resumed run already has stays as it is.
+        """Writes a row of metrics.csv and the curves.
 
         Args:
             round: after so many server steps.
             metrics: of the main view by bare name, of others as view/metric.
         """
         rows = self._history.rows
-        if rows and rows[-1]["round"] >= round:
-            return
-        training = {
-            name: sum(v * n for v, n in found) / max(1, sum(n for _, n in found))
-            for name, found in self._logged.items()
-        }
-        self._logged = {}
+        training = {name: total / max(1, examples) for name, (total, examples) in self._history.logged.items()}
+        self._history.logged = {}
         found = {name: value if math.isfinite(value) else None for name, value in {**metrics, **training}.items()}
         totals = asdict(self.ledger.totals)
         rows.append({"round": round, **totals, **found, "seconds": round_to(self._seconds(), 3)})
@@ -142,7 +141,8 @@ class RunFiles:
             "clients_per_second": round_to(self._history.clients / max(seconds, 1e-9), 3),
             "peak_memory_bytes": peak_memory_bytes(),
         }
-        self._by_round.log_hyperparams(dict(hyperparameters), {f"final/{name}": value for name, value in final.items()})
+        finite = {f"final/{name}": value for name, value in final.items() if value is not None}
+        self._by_round.log_hyperparams(dict(hyperparameters), finite)
         self.history()
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -193,8 +193,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _tag(metric: str, suffix: str = "") -> str:
     """Names a curve: accuracy is eval/accuracy, full/accuracy is eval_full/accuracy, train/loss is train/loss."""
+    if metric.startswith("train/"):
+        return f"train{suffix}/{metric.removeprefix('train/')}"
     view, _, name = metric.rpartition("/")
-    group = view if view == "train" else f"eval_{view}".rstrip("_")
+    group = f"eval_{view}" if view else "eval"
     return f"{group}{suffix}/{name}"
 
 

@@ -115,16 +115,15 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
     if checkpoint is not None:
         restore_state(state, checkpoint)
     done = int(workers.broadcast([b"%d" % (checkpoint.round if checkpoint else 0)])[0])
-    if done in (0, experiment.rounds):
-        result = evaluate(experiment, state, done, workers, files)
-
-    for round in range(done + 1, experiment.rounds + 1):
-        run_round(experiment, state, round, workers, files)
+    for round in range(done, experiment.rounds + 1):
         last = round == experiment.rounds
+        if round > done:
+            run_round(experiment, state, round, workers, files)
+            if files is not None and (last or round % experiment.checkpoint_every_rounds == 0):
+                save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
+        # Behind the checkpoint, so that a run with more rounds goes on as if this had never been the last one.
         if last or round % experiment.evaluate_every_rounds == 0:
             result = evaluate(experiment, state, round, workers, files)
-        if files is not None and (last or round % experiment.checkpoint_every_rounds == 0):
-            save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
     return result
 
 

@@ -46,21 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingError as error:
         return _fail(error, FAILED, debug)
     except KeyboardInterrupt:
-        print("fedsim: interrupted", file=sys.stderr)
+        if _speaks():
+            print("fedsim: interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
 def _fail(error: Exception, status: int, debug: bool) -> int:
     """Prints the error once for all workers: the server worker's, as all others meet the same one."""
-    from launch.environment import global_rank
-
-    if global_rank() != 0:
+    if not _speaks():
         time.sleep(30)  # the launcher ends this worker once the server worker has spoken
         return status
     if debug:
         traceback.print_exception(error)
     print(f"fedsim: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def _speaks() -> bool:
+    """Whether this process is the server worker."""
+    from launch.environment import global_rank
+
+    return global_rank() == 0
 
 
 def _usage() -> str:

@@ -104,14 +104,18 @@ def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("work", "who", "client steps/s", "ratio to bare", "peak memory (MB)", box=None)
+    table = Table(box=None)
+    for name in ("work", "who"):
+        table.add_column(name, no_wrap=True)
+    for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
+        table.add_column(name, justify="right")
     for row in rows:
         numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
         table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
     console = Console()
     console.print(table)
     console.print(
-        f"medians of {arguments.repeats} alternating rounds of 10 clients with 5 steps; {arguments.threads} thread(s) of "
+        f"medians of {arguments.repeats} alternating rounds of 10 clients with 5 steps; {arguments.threads} thread(s), "
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
         highlight=False,
         soft_wrap=True,

@@ -78,6 +78,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     train, test = (
         Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test)
     )
+    _try_one_example(settings, model, task, test, fabric)
     module = _module(settings.client, model, task)
     module.fabric = fabric
     trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
@@ -98,6 +99,19 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         checkpoint_every_rounds=settings.checkpoint_every_rounds,
     )
     return Built(experiment, model, partition, task, pack, note)
+
+
+def _try_one_example(settings: Settings, model: nn.Module, task: Task, test: Examples, fabric: Fabric) -> None:
+    """Refuses data that the backbone cannot read, such as images of another size, before anything is written."""
+    row = torch.zeros(1, dtype=torch.long, device=fabric.device)
+    try:
+        with torch.no_grad(), fabric.autocast():
+            task.outputs(model, test.batch(row))
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        raise ConfigurationError(
+            f"the backbone {settings.backbone_path} cannot read {type(settings.data).__name__} "
+            f"({type(error).__name__}: {error}); give another --backbone.path or --data"
+        ) from error
 
 
 def frozen_backbone(settings: Settings, data: FederatedData) -> PreTrainedModel:

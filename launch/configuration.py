@@ -91,7 +91,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     arguments = _with_preset(list(argv))
     try:
         config = parser.parse_args(arguments)
-        _require_finite(config)
+        _check_values(config, parser)
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise _explain(error, parser, arguments) from error
@@ -103,7 +103,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     config.backbone.path = built.backbone.path = _absolute(built.backbone.path)
     if built.client.module is not None:
         built.client.module = _import_module(built.client.module)
-    resolved = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
     run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
@@ -228,15 +228,15 @@ def _absolute(path: str) -> str:
 def _import_module(path: str) -> Callable[[Any], Any]:
     """Imports the class of client.module, which is made once there is a backbone."""
     try:
-        made = _imported(path)
-    except (ImportError, AttributeError, ValueError) as error:
+        made: Callable[[Any], Any] = _imported(path)
+    except Exception as error:  # whatever stands in the user's file
         raise ConfigurationError(
-            f"client.module {path!r} cannot be imported ({error}); give the class path of a LightningModule, "
-            "such as my_package.my_file.MyModule"
+            f"client.module {path!r} cannot be imported ({type(error).__name__}: {error}); give the class path of a "
+            "LightningModule, such as my_package.my_file.MyModule"
         ) from error
     if not callable(made):
         raise ConfigurationError(f"client.module {path!r} is no class; give the class path of a LightningModule")
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _imported(path: str) -> Any:
@@ -244,8 +244,12 @@ def _imported(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _require_finite(config: Namespace) -> None:
-    """Refuses NaN and infinity as a number, for every key of every class."""
+def _check_values(config: Namespace, parser: ArgumentParser) -> None:
+    """Refuses a value where a file should have a group, and NaN and infinity for every key of every class."""
+    keys = _keys(parser)
+    for group in {key.partition(".")[0] for key in keys if "." in key} - {*_CHOSEN_BY_NAME}:
+        if not isinstance(config[group], Namespace):
+            raise _unknown_key(group, keys)
     for key, value in flatten(config.as_dict()).items():
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
@@ -260,7 +264,7 @@ def _explain(error: BaseException, parser: ArgumentParser, argv: Sequence[str]) 
             return ConfigurationError(str(cause))
     text = str(error)
     key = _key_of(text)
-    answer = _no_such_key(text, parser) or _nothing_given(text, argv) or _no_such_choice(text, key, causes[-1])
+    answer = _no_such_key(text, parser) or _nothing_given(text, key, argv) or _no_such_choice(text, key, causes[-1])
     if answer := answer or _wrong_type(text, key, parser):
         return answer
     made = re.search(r"class_path='([^']+)'", text)
@@ -316,20 +320,21 @@ def _unknown_key(given: str, keys: Iterable[str]) -> ConfigurationError:
     return unknown_name("key", given, {key.partition(".")[0] for key, *_ in split})
 
 
-def _nothing_given(text: str, argv: Sequence[str]) -> ConfigurationError | None:
-    """Answers what is missing: a method, data set or partitioner, or the value of a key."""
-    if match := re.search(r"arguments are required: ([\w, ]+)$", text):
-        wanted = [name for name in match[1].split(", ") if name in _CHOSEN_BY_NAME]
-        if wanted:
-            shown = " and ".join(f"--{name} NAME (fedsim list {_CHOSEN_BY_NAME[name][0]})" for name in wanted)
-            return ConfigurationError(f"{', '.join(wanted)} missing; give {shown}, or start from a preset")
+def _nothing_given(text: str, key: str, argv: Sequence[str]) -> ConfigurationError | None:
+    """Answers what is missing: a method, data set or partitioner, a key that it needs, or the value of a key."""
+    if match := re.search(r"arguments are required: ([\w, ]+)$", text, re.MULTILINE):
+        names = [f"{key}.{name}" if key else name for name in match[1].split(", ")]
+        if key:
+            return ConfigurationError(f"{', '.join(names)} missing; give --{' VALUE and --'.join(names)} VALUE")
+        shown = " and ".join(f"--{name} NAME (fedsim list {_CHOSEN_BY_NAME[name][0]})" for name in names)
+        return ConfigurationError(f"{', '.join(names)} missing; give {shown}, or a preset first (--config digits)")
     if not (match := re.search(r"argument (--\S+): expected one argument", text)):
         return None
     # argparse names only the part before the first dot.
     pairs = zip(argv, [*argv[1:], "--"], strict=True)
-    bare = (key for key, value in pairs if key.startswith("--") and "=" not in key and value.startswith("--"))
-    key = next((key for key in bare if key not in _FLAGS), match[1])
-    return ConfigurationError(f"{key} has no value; give {key} VALUE, {_LISTED}")
+    bare = (name for name, value in pairs if name.startswith("--") and "=" not in name and value.startswith("--"))
+    option = next((option for option in bare if option not in _FLAGS), match[1])
+    return ConfigurationError(f"{option} has no value; give {option} VALUE, {_LISTED}")
 
 
 def _no_such_choice(text: str, key: str, cause: BaseException) -> ConfigurationError | None:
@@ -342,15 +347,16 @@ def _no_such_choice(text: str, key: str, cause: BaseException) -> ConfigurationE
     shows = f"fedsim list {kind} shows what there is"
     if "not correspond to a subclass" in text:
         return ConfigurationError(f"{key} {given} is no {base.__name__} of {base.__module__}; {shows}")
-    if isinstance(cause, ImportError | AttributeError):
-        return ConfigurationError(f"{key} {given} cannot be imported ({cause}); correct the class path, {shows}")
-    if "are required" in text:
-        return None
+    if "." in given:
+        reason = f"{type(cause).__name__}: {cause}"
+        return ConfigurationError(f"{key} {given} cannot be imported ({reason}); correct the class path, {shows}")
     return unknown_name(kind.removesuffix("s"), given, [choice.name for choice in choices(kind)])
 
 
 def _wrong_type(text: str, key: str, parser: ArgumentParser) -> ConfigurationError | None:
     """Answers a value that the key cannot have."""
+    if not key:
+        return None
     inner = text.rpartition("Parser key")[2]
     if "Unable to load config" in text:
         return _unknown_key(key.partition(".")[0], _keys(parser))
@@ -374,7 +380,8 @@ def _keys(parser: ArgumentParser) -> list[str]:
     """Every key there is, with those of every method, data set and partitioner."""
     keys = {"print_config", *parser.get_defaults().keys()}
     for name, (_, base) in _CHOSEN_BY_NAME.items():
-        keys |= {f"{name}.{parameter}" for cls in base.__subclasses__() for parameter in _parameters(cls)}
+        classes: list[type] = base.__subclasses__()
+        keys |= {f"{name}.{parameter}" for cls in classes for parameter in _parameters(cls)}
     return sorted(keys)
 
 

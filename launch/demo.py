@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run_once(folder: Path, options: list[str], console: Console) -> Path:
     """Runs one of them, goes on where it stopped, or keeps it where it is finished."""
-    settings = read_settings([*options, "--run_dir", str(folder), "--resume", "auto"])
+    settings = read_settings([*options, "--evaluate_every_rounds", "5", "--run_dir", str(folder), "--resume", "auto"])
     if (folder / "summary.json").exists():
         before = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         if flatten(before) != flatten(settings.resolved):

@@ -1,6 +1,8 @@
 """What the surroundings say: torchrun or SLURM, devices, threads. Nothing else in the project reads the environment."""
 
+import logging
 import os
+import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,7 @@ def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabr
     from fedsim.transport import Workers
 
     torch.set_num_threads(threads)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its banner of ranks tells users nothing
     local, nodes = _processes()
     gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     found = torch.cuda.device_count()
@@ -55,9 +58,11 @@ def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabr
     if local * nodes > 1:
         # Only its process group is used: clients are independent, so nothing is wrapped in DDP.
         strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
-    fabric = Fabric(
-        accelerator="cuda" if gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy, precision=precision
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # so is torchrun
+        fabric = Fabric(
+            accelerator="cuda" if gpu else "cpu", devices=local, num_nodes=nodes, strategy=strategy, precision=precision
+        )
     fabric.launch()
     # Under torchrun a Fabric with other numbers would silently run independent copies.
     if fabric.world_size != int(os.environ.get("WORLD_SIZE", local * nodes)):

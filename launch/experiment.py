@@ -9,7 +9,9 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 import fedsim
+from data_partitions.partition import Partition
 from fedsim.adapters import export_adapter
+from fedsim.errors import ConfigurationError
 from fedsim.progress import Progress
 from fedsim.reporting import History, RunFiles
 from fedsim.simulation import Result, simulate
@@ -51,7 +53,7 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
         checkpoint = directory.checkpoint
         for note in (*directory.notes, *([built.note] if built.note else [])):
             console.print(note, soft_wrap=True)
-        built.partition.save(directory.path / "partition.npz")
+        _keep_partition(built.partition, directory.path / "partition.npz", resuming=checkpoint is not None)
         history = History(**checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.rounds, done)
@@ -63,6 +65,13 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
             )
     console.print(f"{settings.method.label}: {directory.path}", highlight=False, soft_wrap=True)
     return directory.path
+
+
+def _keep_partition(partition: Partition, path: Path, resuming: bool) -> None:
+    """Saves which client holds which rows; a run that goes on must hold the same."""
+    if resuming and Partition.load(path).digest() != partition.digest():
+        raise ConfigurationError(f"{path} differs from what data and settings give now; were the data changed?")
+    partition.save(path)
 
 
 def _export(built: Built, result: Result, folder: Path, backbone_path: str) -> None:

@@ -26,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     if out is None:
         raise ConfigurationError(f"the adapter is {adapter} already; give --out to copy it, or --merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigurationError(f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder: --out FOLDER")
+        raise ConfigurationError(
+            f"{out} is {'not empty' if out.is_dir() else 'a file'}; give a new folder: --out FOLDER"
+        )
     model = _adapted(arguments.run) if arguments.merge else None
     try:
         if model is None:

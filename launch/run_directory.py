@@ -50,24 +50,17 @@ class RunDirectory:
         held = {entry.name for entry in path.iterdir()} - {".lock"} if path.is_dir() else set()
         if held and "config.yaml" not in held:
             raise ConfigurationError(f"run_dir {path} holds something that is no run; give an empty or a new directory")
-        if held and not resume:
-            state = "a finished run" if "summary.json" in held else "an unfinished run (go on with --resume auto)"
-            raise ConfigurationError(f"run_dir {path} holds {state}; choose another run_dir")
+        lock = _lock(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / ".lock", blocking=False)
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigurationError(f"run_dir {path} is in use by another run; choose another run_dir") from error
-        except OSError as error:
-            raise ConfigurationError(f"run_dir {path} cannot be written ({error.strerror}); choose another") from error
-        try:
+            if held and not resume:
+                state = "a finished run" if "summary.json" in held else "an unfinished run (go on with --resume auto)"
+                raise ConfigurationError(f"run_dir {path} holds {state}; choose another run_dir")
             checkpoint, notes = _resumable(path, resolved) if held else (None, [])
-        except ConfigurationError:
+            write_atomically(path / "config.yaml", save_yaml(resolved))
+            (path / "summary.json").unlink(missing_ok=True)
+        except BaseException:
             lock.release()
             raise
-        write_atomically(path / "config.yaml", save_yaml(resolved))
-        (path / "summary.json").unlink(missing_ok=True)
         return cls(path, lock, checkpoint, notes)
 
     def __enter__(self) -> Self:
@@ -75,6 +68,19 @@ class RunDirectory:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
+
+
+def _lock(path: Path) -> FileLock:
+    """Makes the directory where it is missing, and takes it for this process."""
+    lock = FileLock(path / ".lock", blocking=False)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigurationError(f"run_dir {path} is in use by another run; choose another run_dir") from error
+    except OSError as error:
+        raise ConfigurationError(f"run_dir {path} cannot be written ({error.strerror}); choose another") from error
+    return lock
 
 
 def _first_free(name: str) -> Path:
@@ -94,13 +100,16 @@ def _resumable(path: Path, resolved: dict[str, Any]) -> tuple[Checkpoint | None,
     differing = [key for key in sorted({*before, *now}) if key not in MAY_DIFFER and before.get(key) != now.get(key)]
     if differing:
         changes = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing)
-        raise ConfigurationError(f"run_dir {path} cannot be resumed with other settings: {changes}")
+        raise ConfigurationError(
+            f"run_dir {path} cannot be resumed with other settings ({changes}); give the former, or another run_dir"
+        )
     checkpoint, notes = newest_checkpoint(path / "checkpoint")
-    done = 0 if checkpoint is None else checkpoint.round
+    finished = (path / "summary.json").exists()
+    done = max(checkpoint.round if checkpoint else 0, before["rounds"] if finished else 0)
     if done > resolved["rounds"]:
         raise ConfigurationError(
             f"run_dir {path} is at round {done}; rounds is {resolved['rounds']}, give {done} or more"
         )
-    if done == resolved["rounds"] and (path / "summary.json").exists():
+    if finished and done == resolved["rounds"]:
         raise ConfigurationError(f"run_dir {path} holds a finished run of {done} rounds; give more rounds to go on")
     return checkpoint, notes

@@ -15,7 +15,7 @@ from launch.configuration import read_settings
 from launch.environment import start_workers, stop_workers
 from launch.experiment import run_on
 
-COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "2", "--checkpoint_every_rounds", "2")
+COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2")
 BATTERY: dict[str, tuple[str, ...]] = {
     "LoRA": ("--method", "LoRA", "--server.weighting", "examples"),
     "FLASC": ("--method", "FLASC", "--method.upload_density", "0.0625", "--method.download_density", "0.25"),

@@ -63,7 +63,7 @@ def test_one_round_changes_what_trains_and_nothing_else(method: str) -> None:
 @pytest.mark.parametrize(("precision", "tolerance"), [("32-true", 1e-5), ("64-true", 1e-12)])
 def test_both_trainers_agree(method: str, precision: str, tolerance: float) -> None:
     """Norm of the difference over norm of the update, per client, one after another against packed."""
-    options = ("--precision", precision, "--client.batch_size", "6", "--client.local_epochs", "2")
+    options = ("--precision", precision, "--client.batch_size", "2", "--client.local_epochs", "2")
     jobs: dict[str, list] = {}
     updates: dict[str, dict[int, torch.Tensor]] = {}
     for pack in ("1", "3"):

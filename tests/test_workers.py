@@ -113,7 +113,7 @@ def _take_uploads(buffer: bytes, entries: list[dict[str, str]]) -> int:
 
 def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path) -> None:
     """kill -9 of a run on two workers, launcher and all; three go on from its checkpoint."""
-    options = ["--cohort_size", "6", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "3"]
+    options = ["--cohort_size", "6", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2"]
     long = [*options, "--rounds", "60"]
     assert main(["run", *long, "--run_dir", str(tmp_path / "whole")]) == 0
     killed = tmp_path / "killed"

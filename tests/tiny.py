@@ -91,7 +91,7 @@ class Tiny:
     def start(self, seed: int = 0) -> Tensor:
         """A random start: as LoRA's B begins at zero, A would have no gradient otherwise."""
         noise = torch.randn(len(self.vector), generator=torch.Generator().manual_seed(seed))
-        return 0.3 * noise.to(self.vector)
+        return 0.1 * noise.to(self.vector)
 
     def job(self, client: int, examples: int, batch_size: int = 4, epochs: int = 1, **fields: Any) -> ClientJob:
         """The job of a client that holds so many examples; where it starts and the rest may be given."""
@@ -115,14 +115,14 @@ class Tiny:
         self, optimizer: LocalOptimizer | None = None, penalty: Penalty | None = None, module: Any = None
     ) -> SequentialTrainer:
         return SequentialTrainer(
-            module or self.module, self.parameters, self.train, optimizer or SGD(0.1), penalty, nullcontext
+            module or self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext
         )
 
     def packed(
         self, slots: int, optimizer: LocalOptimizer | None = None, penalty: Penalty | None = None
     ) -> PackedTrainer:
         return PackedTrainer(
-            self.module, self.parameters, self.train, optimizer or SGD(0.1), penalty, nullcontext, slots
+            self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext, slots
         )
 
 
@@ -182,7 +182,7 @@ def server_state(values: list[float], layout: Layout | None = None, **options: A
 
 
 LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {
-    "sgd": SGD(0.1, 0.9),
-    "plain_sgd": SGD(0.1, 0.0, 0.01),
+    "sgd": SGD(0.05, 0.9),
+    "plain_sgd": SGD(0.05, 0.0, 0.01),
     "adamw": AdamW(0.01, weight_decay=0.1),
 }

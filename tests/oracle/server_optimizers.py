@@ -10,9 +10,7 @@ import numpy as np
 Trace = list[np.ndarray]
 
 
-def adam(
-    vector: np.ndarray, updates: Sequence[np.ndarray], lr: float, betas: tuple[float, float], eps: float
-) -> Trace:
+def adam(vector: np.ndarray, updates: Sequence[np.ndarray], lr: float, betas: tuple[float, float], eps: float) -> Trace:
     """Kingma and Ba 2015, Algorithm 1, bias correction and all; the mean update is the gradient (FedAdam)."""
     first, second = np.zeros_like(vector), np.zeros_like(vector)
     trace: Trace = []
@@ -46,9 +44,7 @@ def adamw(
     return trace
 
 
-def yogi(
-    vector: np.ndarray, updates: Sequence[np.ndarray], lr: float, betas: tuple[float, float], eps: float
-) -> Trace:
+def yogi(vector: np.ndarray, updates: Sequence[np.ndarray], lr: float, betas: tuple[float, float], eps: float) -> Trace:
     """Zaheer et al. 2018, Algorithm 2: the second moment moves by at most a share of the squared update."""
     first, second = np.zeros_like(vector), np.zeros_like(vector)
     trace: Trace = []

@@ -1,0 +1,229 @@
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.client import ClientModule, Trained
+from fedsim.method import ClientJob
+from fedsim.packed import _dropout, _Slot, why_not_packed
+from fedsim.parameters import Layout
+from methods.flasc import FLASC
+from methods.lora import LoRA
+from tests import tiny
+
+SLOTS = 3
+SIZES = (9, 2, 14, 5, 1, 7, 12)
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def proximal(vector: Tensor, reference: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    return tensors["mu"] / 2 * (vector - reference).square().sum() + (tensors["pull"] * vector).sum()
+
+
+def jobs_of(built: tiny.Tiny, fields: Callable[[int], dict[str, Any]] = lambda _: {}) -> list[ClientJob]:
+    return [built.job(client, size, start=built.start(client), **fields(client)) for client, size in enumerate(SIZES)]
+
+
+def by_client(results: Any) -> dict[int, Trained]:
+    return {trained.job.client: trained for trained in results}
+
+
+def require_equal(built: tiny.Tiny, jobs: list[ClientJob], optimizer: str, penalty: Any = None) -> None:
+    """Every client's packed result is where the sequential one is, measured by how far it went."""
+    rule = tiny.LOCAL_OPTIMIZERS[optimizer]
+    alone = by_client(built.sequential(rule, penalty).train(jobs))
+    packed = by_client(built.packed(SLOTS, rule, penalty).train(jobs))
+    assert sorted(packed) == sorted(alone) == [job.client for job in jobs]
+    for client, expected in alone.items():
+        update = expected.vector - expected.job.start
+        assert update.norm() > 0
+        error = (packed[client].vector - expected.vector).norm() / update.norm()
+        assert error <= TOLERANCE[built.vector.dtype]
+        assert packed[client].logged == pytest.approx(expected.logged, abs=1e-6)
+
+
+@every_dtype
+@pytest.mark.parametrize("optimizer", tiny.LOCAL_OPTIMIZERS)
+def test_packed_equals_one_after_another(dtype: torch.dtype, optimizer: str) -> None:
+    """Seven clients of 1 to 14 examples over three slots, so that slots change hands and stand empty."""
+    built = tiny.build(dtype=dtype)
+    require_equal(built, jobs_of(built), optimizer)
+
+
+@every_dtype
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_packed_equals_one_after_another_from_flascs_download(dtype: torch.dtype, optimizer: str) -> None:
+    method = FLASC(lora_rank=2, upload_density=1 / 16)
+    built = tiny.build(method, dtype=dtype)
+    state = tiny.server_state(built.start().tolist(), built.parameters.layout)
+    start = method.download(state, method.plan(1, 0)).to_dense().to(dtype)
+    jobs = [built.job(client, size, start=start, epochs=2) for client, size in enumerate(SIZES)]
+    require_equal(built, jobs, optimizer)
+
+
+@every_dtype
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_packed_equals_one_after_another_under_masks_rates_and_penalties(dtype: torch.dtype, optimizer: str) -> None:
+    """Each on some clients only: a slot without a mask or scale has ones while its neighbour's is at work."""
+    built = tiny.build(dtype=dtype)
+    places = torch.arange(len(built.vector))
+
+    def fields(client: int) -> dict[str, Any]:
+        found: dict[str, Any] = {"reference": built.start(50 + client)}
+        found["penalty_tensors"] = {
+            "mu": torch.tensor(0.1 * client, dtype=dtype),
+            "pull": 0.1 * built.start(80 + client),
+        }
+        if client % 2:
+            found["gradient_mask"] = (places % (client + 1) > 0).to(dtype)
+        if client % 3 == 0:
+            found["rate_scale"] = 0.5 + (places % 2).to(dtype)
+        return found
+
+    require_equal(built, jobs_of(built, fields), optimizer, proximal)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("backbone", ["gpt2", "roberta"])
+def test_other_architectures_pack_too(backbone: str, dtype: torch.dtype) -> None:
+    """GPT-2 adapts a Conv1D; Roberta's head is two linear layers that train whole. Texts bring an attention mask."""
+    built = tiny.build(LoRA(lora_rank=2), backbone, dtype)
+    assert why_not_packed(built.module, built.parameters.layout) is None
+    require_equal(built, jobs_of(built), "sgd")
+
+
+@pytest.mark.parametrize("lora_dropout", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_clients_bits_do_not_depend_on_its_neighbours(lora_dropout: float, dtype: torch.dtype) -> None:
+    """Alone, among others, and in every slot: so workers may share a cohort as they like."""
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=lora_dropout), dtype=dtype)
+    job = built.job(0, 10, start=built.start(1), epochs=2)
+    (alone,) = built.packed(SLOTS).train([job])
+    for before in range(SLOTS):
+        longer = [built.job(10 + n, 24, start=built.start(10 + n), epochs=2) for n in range(before)]
+        shorter = [built.job(20 + n, 3, start=built.start(20 + n)) for n in range(4)]
+        among = by_client(built.packed(SLOTS).train([*longer, *shorter, job]))[0]
+        assert torch.equal(among.vector, alone.vector)
+        assert among.logged == alone.logged
+
+
+def test_a_trainer_trains_the_next_cohort_afresh() -> None:
+    """Nothing of the first one stays in the slots: no momentum, no vector."""
+    built = tiny.build()
+    trainer, jobs = built.packed(SLOTS), jobs_of(built)
+    first, second = by_client(trainer.train(jobs)), by_client(trainer.train(jobs[::-1]))
+    assert all(torch.equal(first[client].vector, second[client].vector) for client in first)
+    assert torch.equal(jobs[0].start, built.start(0))
+
+
+def test_the_model_is_itself_again_after_training() -> None:
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=0.5))
+    before = built.vector.clone()
+    list(built.packed(SLOTS).train(jobs_of(built)))
+    assert torch.equal(built.vector, before)
+    assert not any("forward" in vars(module) for module in built.model.modules())
+    assert not built.parameters.gradient.any()
+
+
+def test_one_slot_and_more_slots_than_jobs_work_too() -> None:
+    built = tiny.build(dtype=torch.float64)
+    jobs = jobs_of(built)[:2]
+    alone = by_client(built.sequential().train(jobs))
+    for slots in (1, 5):
+        for client, trained in by_client(built.packed(slots).train(jobs)).items():
+            torch.testing.assert_close(trained.vector, alone[client].vector, rtol=0, atol=1e-12)
+    assert list(built.packed(2).train([])) == []
+
+
+def test_dropout_keeps_the_mean_and_drops_the_stated_share() -> None:
+    built = tiny.build()
+    slots: list[_Slot | None] = [_Slot(built.job(client, 4), tiny.CPU) for client in range(2)]
+    outputs = _dropout(0.3, [*slots, None], torch.ones(6, 5000))
+    kept = outputs[:4] != 0
+    assert torch.equal(outputs[:4][kept], torch.full_like(outputs[:4][kept], 1 / 0.7))
+    assert kept.double().mean() == pytest.approx(0.7, abs=4 * (0.21 / kept.numel()) ** 0.5)
+    agree = (kept[:2] == kept[2:]).double().mean()  # two slots agree by chance alone: 0.7^2 + 0.3^2
+    assert agree == pytest.approx(0.58, abs=0.02)
+
+
+def test_dropout_has_the_same_distribution_as_one_after_another() -> None:
+    """The same draws it cannot have: a packed slot draws for padding too. Mean and spread over 250 seeds agree."""
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=0.5), dtype=torch.float64)
+    jobs = [built.job(seed, 3, seed=seed, batches=built.job(0, 3).batches) for seed in range(250)]
+    found = []
+    for trainer in (built.sequential(), built.packed(10)):
+        results = by_client(trainer.train(jobs))
+        found.append(torch.stack([results[seed].vector - jobs[0].start for seed in range(250)]))
+    (left, right), layout = found, built.parameters.layout
+    head = slice(layout.layers[-1][0], None)
+    spread = left[:, head].std(0)
+    assert (spread > 0).all()
+    standard_error = spread * (2 / len(jobs)) ** 0.5
+    assert ((left[:, head].mean(0) - right[:, head].mean(0)).abs() < 5 * standard_error).all()
+    assert (right[:, head].std(0) / spread - 1).abs().max() < 0.35
+    assert not torch.equal(left, right)
+
+
+class OwnStep(ClientModule):
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx)
+
+
+class OwnOptimizer(ClientModule):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class OwnLosses(ClientModule):
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        return 2 * super().example_losses(batch)
+
+
+class NotOurs(lightning.LightningModule):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (ClientModule, None),
+        (OwnLosses, None),
+        (OwnStep, "OwnStep overrides training_step"),
+        (OwnOptimizer, "OwnOptimizer overrides configure_optimizers"),
+        (NotOurs, "NotOurs is no ClientModule: it gives no example_losses"),
+    ],
+)
+def test_why_a_module_is_not_packed(kind: Any, reason: str | None) -> None:
+    built = tiny.build()
+    assert why_not_packed(kind(built.model), built.parameters.layout) == reason
+
+
+@pytest.mark.parametrize(
+    ("trains", "reason"),
+    [
+        ("layernorm", "layernorm_before.weight trains and belongs to no nn.Linear that trains whole"),
+        ("patch_embeddings", "projection.weight trains and belongs to no nn.Linear that trains whole"),
+    ],
+)
+def test_what_trains_outside_linear_layers_is_not_packed(trains: str, reason: str) -> None:
+    built = tiny.build()
+    chosen = next(name for name, _ in built.model.named_parameters() if trains in name and name.endswith("weight"))
+    built.model.get_parameter(chosen).requires_grad_(True)
+    found = why_not_packed(built.module, Layout.of(built.model))
+    assert found is not None
+    assert found.endswith(reason)
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_linear_layer_that_trains_in_part_is_not_packed(frozen: str) -> None:
+    """The packed layer would leave out a frozen bias, or look for a weight that no client has."""
+    built = tiny.build()
+    head = built.model.get_parameter(built.parameters.layout.entries[-1].name.replace("bias", frozen))
+    head.requires_grad_(False)
+    assert why_not_packed(built.module, Layout.of(built.model)) is not None

@@ -1,0 +1,63 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedsim.errors import ConfigurationError
+from fedsim.task import Classification, task_named
+
+
+class Table(nn.Module):
+    """Looks the logits of a row up: row number in, logits out."""
+
+    def __init__(self, logits: list[list[float]], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits, dtype=dtype))
+
+    def forward(self, number: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.logits[number])
+
+
+LOGITS = [[0.0, 0.0], [math.log(3), 0.0], [0.0, math.log(7)]]
+BATCH = {"number": torch.arange(3), "labels": torch.tensor([0, 1, 1]), "weight": torch.ones(3)}
+
+
+def test_losses_and_accuracy_by_hand() -> None:
+    """Probabilities of the right label are 1/2, 1/4 and 7/8; the first row is a tie, which goes to the lower label."""
+    task, model = Classification(), Table(LOGITS)
+    expected = [math.log(2), math.log(4), math.log(8 / 7)]
+    assert task.example_losses(model, BATCH).tolist() == pytest.approx(expected, rel=1e-6)
+    metrics = task.metrics(task.outputs(model, BATCH), BATCH)
+    assert metrics == {"accuracy": pytest.approx(2 / 3), "loss": pytest.approx(sum(expected) / 3, rel=1e-6)}
+    assert dict(task.higher_is_better) == {"accuracy": True, "loss": False}
+
+
+def test_losses_are_per_example_and_differentiable() -> None:
+    """The gradient of one row's loss is that row's softmax less its label, and nothing of the others."""
+    model = Table(LOGITS)
+    Classification().example_losses(model, BATCH)[1].backward()
+    gradient = model.logits.grad
+    assert gradient is not None
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.75, -0.75], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_losses_are_at_least_float32(dtype: torch.dtype) -> None:
+    expected = torch.promote_types(dtype, torch.float32)
+    assert Classification().example_losses(Table(LOGITS, dtype), BATCH).dtype == expected
+
+
+def test_accuracy_is_over_examples_not_over_labels() -> None:
+    """Three rows of label 0 are right and the one of label 1 is wrong: 3/4, where a mean over labels says 1/2."""
+    logits = torch.tensor([[1.0, 0.0]] * 4)
+    columns = {"labels": torch.tensor([0, 0, 0, 1])}
+    assert Classification().metrics({"logits": logits}, columns)["accuracy"] == 0.75
+
+
+def test_tasks_go_by_the_names_that_data_sets_give() -> None:
+    for name in ("image_classification", "text_classification"):
+        assert isinstance(task_named(name), Classification)
+    with pytest.raises(ConfigurationError, match="did you mean"):
+        task_named("image_clasification")

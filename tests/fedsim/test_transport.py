@@ -1,0 +1,147 @@
+"""Gloo itself is started once: three processes run every check of `_CHECKS` and say what they found."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedsim import transport
+from fedsim.transport import Workers, _groups
+
+CPU = torch.device("cpu")
+COUNT = 3
+PIECE = 64
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
+def test_groups_cut_the_cohort_in_order_within_the_limit(sizes: list[int], limit: int) -> None:
+    groups = list(_groups(sizes, limit))
+    assert [position for group in groups for position in group] == list(range(len(sizes)))
+    for group in groups:
+        held = sum(sizes[position] for position in group)
+        assert held <= limit or len(group) == 1
+        following = group[-1] + 1
+        assert following == len(sizes) or held + sizes[following] > limit  # no group ends early
+
+
+def test_one_worker_hears_itself() -> None:
+    alone = Workers(0, 1, CPU)
+    assert alone.is_server
+    assert alone.broadcast([b"", b"ab", b"c"]) == [b"", b"ab", b"c"]
+    assert alone.broadcast([]) == []
+    assert list(alone.gather({2: b"x", 0: b"yz"}, [0, 0, 0, 0])) == [(0, b"yz"), (1, b""), (2, b"x"), (3, b"")]
+    assert alone.sum(torch.tensor([1.5])).tolist() == [1.5]
+
+
+def payload(position: int, size: int) -> bytes:
+    return bytes((7 * position + i) % 256 for i in range(size))
+
+
+def check_broadcast(workers: Workers) -> None:
+    """None, empty, unequal, and larger than many pieces."""
+    cases = [[], [b""], [b"", b""], [b"abc"], [payload(0, 1000), b"", payload(2, 1), payload(3, PIECE)]]
+    for payloads in cases:
+        assert workers.broadcast(payloads if workers.is_server else None) == payloads
+
+
+def gather(workers: Workers, sizes: dict[int, int], owners: list[int]) -> list[tuple[int, bytes]]:
+    mine = {position: payload(position, size) for position, size in sizes.items() if owners[position] == workers.rank}
+    return list(workers.gather(mine, owners))
+
+
+def require_gathered(workers: Workers, sizes: dict[int, int], owners: list[int]) -> None:
+    found = gather(workers, sizes, owners)
+    expected = [(p, payload(p, sizes.get(p, 0))) for p in range(len(owners))]
+    assert found == (expected if workers.is_server else [])
+
+
+def check_gather(workers: Workers) -> None:
+    """Random owners, sizes and gaps; the order of the cohort comes back whoever owns what."""
+    random = torch.Generator().manual_seed(1)
+
+    def draw(high: int) -> int:
+        return int(torch.randint(high, (1,), generator=random))
+
+    for _ in range(12):
+        clients = 1 + draw(12)
+        owners = [draw(COUNT) for _ in range(clients)]
+        sizes = {position: draw(300) for position in range(clients) if draw(4)}
+        require_gathered(workers, sizes, owners)
+
+
+def check_gather_at_the_edges(workers: Workers) -> None:
+    """Nobody has anything; one worker has everything; a worker that is not the server has nothing to do."""
+    require_gathered(workers, {}, [0, 1, 2, 1])
+    require_gathered(workers, {0: 5, 1: 500, 2: 0}, [2, 2, 2])
+    require_gathered(workers, {0: 5, 1: 9}, [0, 0])
+    require_gathered(workers, {0: PIECE // COUNT}, [1])
+
+
+def check_gather_in_groups(workers: Workers) -> None:
+    """With room for 100 bytes at once, most payloads are a group of their own, and some groups are all empty."""
+    whole, transport.PIECE_BYTES = transport.PIECE_BYTES, 100
+    try:
+        require_gathered(workers, {0: 60, 1: 60, 2: 30, 4: 900, 6: 1, 9: 100}, [2, 1, 0, 0, 2, 1, 1, 0, 0, 2])
+        require_gathered(workers, {0: 101, 4: 101}, [0, 1, 2, 0, 1])
+    finally:
+        transport.PIECE_BYTES = whole
+
+
+def check_sum(workers: Workers) -> None:
+    """Parts that do not overlap add up to the exact bits, in any dtype that is used."""
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        whole = torch.arange(1, 11).to(dtype) / (3 if dtype.is_floating_point else 1)
+        whole = whole.to(dtype)
+        mine = whole * (torch.arange(10) % COUNT == workers.rank)
+        before = mine.clone()
+        assert torch.equal(workers.sum(mine.clone()), whole)
+        assert torch.equal(mine, before)
+
+
+_CHECKS: tuple[Callable[[Workers], None], ...] = (
+    check_broadcast,
+    check_gather,
+    check_gather_at_the_edges,
+    check_gather_in_groups,
+    check_sum,
+)
+
+
+def run_checks(rank: int, folder: str) -> None:
+    """One of the processes; it leaves a file per check that held."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=COUNT, timeout=timedelta(seconds=60)
+    )
+    workers = Workers(rank, COUNT, CPU, piece_bytes=PIECE)
+    for check in _CHECKS:
+        check(workers)
+        dist.barrier()
+        Path(folder, f"{check.__name__}-{rank}").touch()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
+    """The checks that held in all processes, and why the first failed."""
+    folder = tmp_path_factory.mktemp("gloo")
+    reason = ""
+    try:
+        torch.multiprocessing.spawn(run_checks, (str(folder),), COUNT)
+    except Exception as error:
+        reason = str(error)
+    names = {check.__name__ for check in _CHECKS}
+    return {name for name in names if all((folder / f"{name}-{rank}").exists() for rank in range(COUNT))}, reason
+
+
+@pytest.mark.parametrize("check", [check.__name__ for check in _CHECKS])
+def test_three_processes_over_gloo(held: tuple[set[str], str], check: str) -> None:
+    """What each does is in its docstring."""
+    passed, reason = held
+    assert check in passed, reason

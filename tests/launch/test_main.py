@@ -1,0 +1,141 @@
+"""The console command: which command runs, what it exits with, and who speaks under torchrun."""
+
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import launch.__main__ as console
+from data_partitions.errors import DataError
+from fedsim.errors import ConfigurationError, TrainingError
+from launch.__main__ import main
+
+FEDSIM = Path(sys.executable).parent / "fedsim"
+
+Answers = Callable[[BaseException | int], list[Sequence[str]]]
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    """Replaces `fedsim run` by something that raises or returns what is given; returns the arguments it saw."""
+    for name in ("RANK", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def set_answer(answer: BaseException | int) -> list[Sequence[str]]:
+        seen: list[Sequence[str]] = []
+
+        def command(argv: Sequence[str]) -> int:
+            seen.append(argv)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        module = types.ModuleType("launch.run")
+        module.main = command  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "launch.run", module)
+        return seen
+
+    return set_answer
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["lits"]], ids=" ".join)
+def test_the_console_command_and_the_module_are_the_same(arguments: list[str], tmp_path: Path) -> None:
+    both = [
+        subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+        for command in ([str(FEDSIM)], [sys.executable, "-m", "launch"])
+    ]
+    first, second = ((done.returncode, done.stdout, done.stderr) for done in both)
+    assert first == second
+    assert first[0] == (2 if arguments == ["lits"] else 0)
+    assert bool(first[1]) != bool(first[2])
+
+
+def test_the_console_command_is_this_main() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="fedsim")
+    assert entry.load() is main
+
+
+def test_a_command_gets_what_stands_behind_its_name(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = answers(0)
+    assert main(["run", "--rounds", "3"]) == 0
+    monkeypatch.setattr(sys, "argv", ["fedsim", "run", "-x"])
+    assert main() == 0
+    assert seen == [["--rounds", "3"], ["-x"]]
+    answers(7)
+    assert main(["run"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigurationError("rounds is 0"), 2),
+        (DataError("no examples"), 2),
+        (TrainingError("client 3 in round 2"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_is_one_line_and_a_status(
+    error: BaseException, status: int, answers: Answers, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers(error)
+    assert main(["run"]) == status
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"fedsim: {str(error) or 'interrupted'}\n")
+
+
+def test_several_lines_become_one(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    answers(ConfigurationError("one\n  two\tthree\n"))
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err == "fedsim: one two three\n"
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("wrong"), TrainingError("diverged")])
+def test_debug_shows_the_traceback(error: Exception, answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    answers(error)
+    main(["run", "--debug"])
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Traceback")
+    assert last == f"fedsim: {error}"
+
+
+def test_what_is_no_mistake_of_the_user_keeps_its_traceback(answers: Answers) -> None:
+    answers(ZeroDivisionError("a bug"))
+    with pytest.raises(ZeroDivisionError):
+        main(["run"])
+
+
+@pytest.mark.parametrize("error", [ConfigurationError("wrong"), TrainingError("diverged"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "surroundings", [{"RANK": "1"}, {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_PROCID": "1"}]
+)
+def test_other_workers_wait_for_the_server_worker_to_speak(
+    error: BaseException,
+    surroundings: dict[str, str],
+    answers: Answers,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers(error)
+    slept: list[float] = []
+    monkeypatch.setattr(console.time, "sleep", slept.append)
+    for name, value in surroundings.items():
+        monkeypatch.setenv(name, value)
+    assert main(["run", "--debug"]) != 0
+    assert capsys.readouterr() == ("", "")
+    assert bool(slept) == (not isinstance(error, KeyboardInterrupt))
+
+
+def test_the_server_worker_speaks(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console.time, "sleep", lambda seconds: pytest.fail("it waited"))
+    answers(ConfigurationError("wrong"))
+    monkeypatch.setenv("RANK", "0")
+    assert main(["run"]) == 2
+    assert capsys.readouterr().err == "fedsim: wrong\n"

@@ -1,0 +1,1 @@
+"""Tests of `methods`, one file per method."""
