@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.checkpoint import Checkpoint, save_checkpoint
-from fedsim.client import Trained, Trainer
+from fedsim.client import Trainer
 from fedsim.codec import VALUE_DTYPES, decode, encode
 from fedsim.data import FederatedData
 from fedsim.errors import TrainingError
@@ -109,7 +109,7 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
         The main view of the last round, on every worker.
 
     Raises:
-        TrainingError: a client's update is not finite; it names client and round.
+        TrainingError: training diverged; it names client and round.
     """
     state = initial_state(experiment.parameters, experiment.server)
     if checkpoint is not None:
@@ -156,7 +156,8 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     logs: dict[int, bytes] = {}
     for trained in experiment.trainer.train(jobs):
         at = trained.job.position
-        upload = method.upload(trained.job, _finite(trained, round))
+        _require_finite(trained.vector, f"the update of client {cohort[at]} in round {round}")
+        upload = method.upload(trained.job, trained.vector)
         uploads[at] = _encode(experiment.communication, upload, examples[at])
         logs[at] = json.dumps(trained.logged).encode()
     logged = dict(workers.gather(logs, owners))
@@ -174,6 +175,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     update = aggregate.finish()
     if update is not None:  # a cohort without any examples is a round without a step
         method.step(state, update)
+        _require_finite(state.vector, f"the server's parameters after round {round}")
     if files is not None:
         files.round_done(round)
 
@@ -248,15 +250,11 @@ def _encode(options: CommunicationOptions, vector: SparseVector, examples: int =
     return encode(vector, options.index_coding, VALUE_DTYPES[options.value_dtype], examples)
 
 
-def _finite(trained: Trained, round: int) -> Tensor:
-    """Passes a client's result through unless training diverged."""
-    broken = int((~trained.vector.isfinite()).sum())
+def _require_finite(vector: Tensor, what: str) -> None:
+    """Stops a run that diverged."""
+    broken = int((~vector.isfinite()).sum())
     if broken:
-        raise TrainingError(
-            f"client {trained.job.client} in round {round}: {broken} of {len(trained.vector)} trained values are not "
-            "finite; lower client.lr or server.lr"
-        )
-    return trained.vector
+        raise TrainingError(f"{what}: {broken} of {len(vector)} values are not finite; lower client.lr or server.lr")
 
 
 def _raw(vector: Tensor) -> bytes:

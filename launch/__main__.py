@@ -19,6 +19,9 @@ COMMANDS = {
 }
 
 BAD_CONFIGURATION, FAILED, INTERRUPTED = 2, 1, 130
+SERVER_SPEAKS_SECONDS = 30
+"""All workers meet the same bad configuration. The others wait so long for the server worker to print its line, upon
+which the launcher ends them; who is still there speaks for itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = importlib.import_module(COMMANDS[command][0]).main(rest)
         return status
     except (ConfigurationError, DataError) as error:
+        if not _speaks():
+            time.sleep(SERVER_SPEAKS_SECONDS)
         return _fail(error, BAD_CONFIGURATION, debug)
     except TrainingError as error:
         return _fail(error, FAILED, debug)
@@ -52,10 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, status: int, debug: bool) -> int:
-    """Prints the error once for all workers: the server worker's, as all others meet the same one."""
-    if not _speaks():
-        time.sleep(30)  # the launcher ends this worker once the server worker has spoken
-        return status
     if debug:
         traceback.print_exception(error)
     print(f"fedsim: {' '.join(str(error).split())}", file=sys.stderr)

@@ -1,15 +1,11 @@
 """The keys of a run: typed signatures read by jsonargparse, presets by name, and every mistake answered in one line."""
 
 import argparse
-import importlib
-import inspect
 import math
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,32 +13,15 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from data_partitions.dataset import DataSet
-from data_partitions.errors import DataError
 from data_partitions.partition import Partitioner
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.method import Method
 from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions, require
+from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
-_CHOSEN_BY_NAME: dict[str, tuple[str, type]] = {
-    "method": ("methods", Method),
-    "data": ("datasets", DataSet),
-    "partition": ("partitioners", Partitioner),
-}
 NOT_PART_OF_A_RUN = ("config", "run_dir", "resume", "debug")
-_FLAGS = ("--debug", "--help", "--print_config")
-_WORDS = {
-    r"\bint\b": "a whole number",
-    r"\bfloat\b": "a number",
-    r"\bbool\b": "true or false",
-    r"\blist(\[\w+\])?|\btuple\b": "a list in brackets",
-    r"\bstr\b": "text",
-    r"\bNoneType\b": "null",
-}
-"""How types are called in messages."""
-
-_LISTED = "fedsim run --help lists every key"
 
 
 @dataclass
@@ -94,7 +73,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         _check_values(config, parser)
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
-        raise _explain(error, parser, arguments) from error
+        raise explain(error, parser, arguments) from error
     for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds", "threads_per_worker"):
         require(name, built[name], built[name] >= 1, "1 or more")
     require("seed", built.seed, built.seed >= 0, "0 or more")
@@ -228,7 +207,7 @@ def _absolute(path: str) -> str:
 def _import_module(path: str) -> Callable[[Any], Any]:
     """Imports the class of client.module, which is made once there is a backbone."""
     try:
-        made: Callable[[Any], Any] = _imported(path)
+        made: Callable[[Any], Any] = import_path(path)
     except Exception as error:  # whatever stands in the user's file
         raise ConfigurationError(
             f"client.module {path!r} cannot be imported ({type(error).__name__}: {error}); give the class path of a "
@@ -239,151 +218,13 @@ def _import_module(path: str) -> Callable[[Any], Any]:
     return made
 
 
-def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
-
-
 def _check_values(config: Namespace, parser: ArgumentParser) -> None:
     """Refuses a value where a file should have a group, and NaN and infinity for every key of every class."""
-    keys = _keys(parser)
-    for group in {key.partition(".")[0] for key in keys if "." in key} - {*_CHOSEN_BY_NAME}:
+    keys = known_keys(parser)
+    for group in {key.partition(".")[0] for key in keys if "." in key} - {*CHOSEN_BY_NAME}:
         if not isinstance(config[group], Namespace):
-            raise _unknown_key(group, keys)
+            raise unknown_key(group, keys)
     for key, value in flatten(config.as_dict()).items():
         numbers = value if isinstance(value, list | tuple) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ConfigurationError(f"{key} is {value}; expected a finite number")
-
-
-def _explain(error: BaseException, parser: ArgumentParser, argv: Sequence[str]) -> ConfigurationError:
-    """Turns jsonargparse's account of what is wrong into one line with what to do."""
-    causes = list(_causes(error))
-    for cause in causes:  # what a constructor said itself is the best account
-        if isinstance(cause, ConfigurationError | DataError):
-            return ConfigurationError(str(cause))
-    text = str(error)
-    key = _key_of(text)
-    answer = _no_such_key(text, parser) or _nothing_given(text, key, argv) or _no_such_choice(text, key, causes[-1])
-    if answer := answer or _wrong_type(text, key, parser):
-        return answer
-    made = re.search(r"class_path='([^']+)'", text)
-    what = f"{made[1]}: " if made else f"{key}: " if key else ""
-    kind = "" if isinstance(causes[-1], argparse.ArgumentError) else f"{type(causes[-1]).__name__}: "
-    return ConfigurationError(f"{what}{kind}{causes[-1]}; {_LISTED}")
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _key_of(text: str) -> str:
-    """Returns the key that an account is about: its parts stand apart where one class holds another."""
-    key = ""
-    for part in re.findall(r'Parser key "([^"]+)"', text):
-        key = part if not key or f"{part}.".startswith(f"{key}.") else f"{key}.{part}"
-    return key
-
-
-def _no_such_key(text: str, parser: ArgumentParser) -> ConfigurationError | None:
-    """Answers a key that nothing goes by, at the root, in a group, or of a class that was chosen."""
-    if match := re.search(r"unrecognized arguments: ([^\s=]+)", text, re.IGNORECASE):
-        if not match[1].startswith("-"):
-            return ConfigurationError(f"{match[1]} stands without a key; give --KEY VALUE, {_LISTED}")
-        return _unknown_key(match[1].lstrip("-"), _keys(parser))
-    if match := re.search(r"Group '([^']+)' does not accept option '([^']+)'", text):
-        return _unknown_key(f"{match[1]}.{match[2]}", _keys(parser))
-    if match := re.search(r"^Option '([^']+)' is not accepted|Key '([^']+)' is not expected", text):
-        return _unknown_key(match[1] or match[2], _keys(parser))
-    if match := re.search(r"given class_path '([^']+)':\s+Option '([^']+)' is not accepted", text):
-        cls = _imported(match[1])
-        known = ("class_path", "init_args") if inspect.isabstract(cls) or cls is Method else _parameters(cls)
-        if not known:
-            return ConfigurationError(f"unknown key of {cls.__name__} {match[2]!r}; it takes none, leave it out")
-        return unknown_name(f"key of {cls.__name__}", match[2], known)
-    return None
-
-
-def _unknown_key(given: str, keys: Iterable[str]) -> ConfigurationError:
-    """Looks for near matches of a key in its own group, and without one in every group."""
-    split = [(key, *key.rpartition(".")[::2]) for key in keys]
-    group, _, name = given.rpartition(".")
-    if group and (siblings := [last for _, within, last in split if within == group]):
-        return unknown_name(f"key of {group}", name, siblings)
-    if inside := [key for key, within, _ in split if within == given]:
-        return ConfigurationError(f"{given} is a group of keys; give {', '.join(inside)}")
-    near = get_close_matches(name, {last for *_, last in split}, n=3, cutoff=0.65)
-    if found := [key for match in near for key, _, last in split if last == match]:
-        return ConfigurationError(f"unknown key {given!r}; did you mean {' or '.join(found)}?")
-    return unknown_name("key", given, {key.partition(".")[0] for key, *_ in split})
-
-
-def _nothing_given(text: str, key: str, argv: Sequence[str]) -> ConfigurationError | None:
-    """Answers what is missing: a method, data set or partitioner, a key that it needs, or the value of a key."""
-    if match := re.search(r"arguments are required: ([\w, ]+)$", text, re.MULTILINE):
-        names = [f"{key}.{name}" if key else name for name in match[1].split(", ")]
-        if key:
-            return ConfigurationError(f"{', '.join(names)} missing; give --{' VALUE and --'.join(names)} VALUE")
-        shown = " and ".join(f"--{name} NAME (fedsim list {_CHOSEN_BY_NAME[name][0]})" for name in names)
-        return ConfigurationError(f"{', '.join(names)} missing; give {shown}, or a preset first (--config digits)")
-    if not (match := re.search(r"argument (--\S+): expected one argument", text)):
-        return None
-    # argparse names only the part before the first dot.
-    pairs = zip(argv, [*argv[1:], "--"], strict=True)
-    bare = (name for name, value in pairs if name.startswith("--") and "=" not in name and value.startswith("--"))
-    option = next((option for option in bare if option not in _FLAGS), match[1])
-    return ConfigurationError(f"{option} has no value; give {option} VALUE, {_LISTED}")
-
-
-def _no_such_choice(text: str, key: str, cause: BaseException) -> ConfigurationError | None:
-    """Answers a method, data set or partitioner that is not there."""
-    if key not in _CHOSEN_BY_NAME or not (match := re.search(r"Given value: (.+)", text)):
-        return None
-    kind, base = _CHOSEN_BY_NAME[key]
-    inside = re.search(r"'class_path'(?:: |, val=)'([^']+)'", match[1])
-    given = inside[1] if inside else match[1].strip()
-    shows = f"fedsim list {kind} shows what there is"
-    if "not correspond to a subclass" in text:
-        return ConfigurationError(f"{key} {given} is no {base.__name__} of {base.__module__}; {shows}")
-    if "." in given:
-        reason = f"{type(cause).__name__}: {cause}"
-        return ConfigurationError(f"{key} {given} cannot be imported ({reason}); correct the class path, {shows}")
-    return unknown_name(kind.removesuffix("s"), given, [choice.name for choice in choices(kind)])
-
-
-def _wrong_type(text: str, key: str, parser: ArgumentParser) -> ConfigurationError | None:
-    """Answers a value that the key cannot have."""
-    if not key:
-        return None
-    inner = text.rpartition("Parser key")[2]
-    if "Unable to load config" in text:
-        return _unknown_key(key.partition(".")[0], _keys(parser))
-    if (union := re.search(r"Subtypes: \[(.+)\]", inner)) and (given := re.search(r"Given value: (.*)", inner)):
-        return ConfigurationError(f"{key} is {given[1]}; expected {_plainly(union[1])}")
-    if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", inner):
-        return ConfigurationError(f"{key} is {match[2]}; expected {_plainly(match[1])}")
-    return None
-
-
-def _plainly(expected: str) -> str:
-    """Says a type in words."""
-    text = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", lambda match: f"one of {match[1]}".replace("'", ""), expected)
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)
-    for pattern, words in _WORDS.items():
-        text = re.sub(pattern, words, text)
-    return " or ".join(text.rsplit(", ", 1)) if text.endswith(", null") else text
-
-
-def _keys(parser: ArgumentParser) -> list[str]:
-    """Every key there is, with those of every method, data set and partitioner."""
-    keys = {"print_config", *parser.get_defaults().keys()}
-    for name, (_, base) in _CHOSEN_BY_NAME.items():
-        classes: list[type] = base.__subclasses__()
-        keys |= {f"{name}.{parameter}" for cls in classes for parameter in _parameters(cls)}
-    return sorted(keys)
-
-
-def _parameters(cls: type) -> list[str]:
-    return list(inspect.signature(cls).parameters)

@@ -18,6 +18,7 @@ from launch.experiment import run_on
 COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2")
 BATTERY: dict[str, tuple[str, ...]] = {
     "LoRA": ("--method", "LoRA", "--server.weighting", "examples"),
+    "LinearProbe": ("--method", "LinearProbe"),
     "FLASC": ("--method", "FLASC", "--method.upload_density", "0.0625", "--method.download_density", "0.25"),
 }
 """Options by method: every method there is has an entry."""

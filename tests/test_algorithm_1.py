@@ -55,4 +55,3 @@ def _engine(experiment: simulation.Experiment, workers: Workers) -> list[Tensor]
         simulation.run_round(experiment, state, round, workers, None)
         after.append(state.vector.detach().clone())
     return after
-

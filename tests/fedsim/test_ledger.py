@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.codec import encode
+from fedsim.errors import ConfigurationError
 from fedsim.ledger import Entry, Ledger, Totals
 from fedsim.sparse import SparseVector
 
@@ -88,6 +89,16 @@ def test_half_a_row_of_a_killed_run_is_dropped(tmp_path: Path) -> None:
     resumed.add(ENTRIES[1])
     resumed.close()
     assert rows(path) == [asdict(entry) for entry in ENTRIES[:2]]
+
+
+@pytest.mark.parametrize("left", [None, "", "round,client\n"])
+def test_a_ledger_shorter_than_its_checkpoint_is_refused(left: str | None, tmp_path: Path) -> None:
+    """Going on would fill the gap with zero bytes."""
+    path = tmp_path / "ledger.csv"
+    if left is not None:
+        path.write_text(left)
+    with pytest.raises(ConfigurationError, match="shorter than the 100 bytes"):
+        Ledger(path, 100)
 
 
 def test_a_new_run_starts_an_empty_ledger(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,15 +32,30 @@ def files_in(folder: Path, history: History | None = None, round: int = 0) -> It
         yield files
 
 
+def train(files: RunFiles, round: int, logged: dict[str, float] | None = None) -> None:
+    """A round of two clients that send 10 and 30 bytes."""
+    for client, size in ((1, 10), (2, 30)):
+        value = {name: v * client for name, v in (logged or {}).items()}
+        files.trained(Entry(round, client, 0, client, size, 100, size // 5, 20), value)
+    files.round_done(round)
+
+
+def evaluate(files: RunFiles, round: int) -> None:
+    """Metrics that follow from the round."""
+    files.evaluated(round, {"accuracy": round / 10, "loss": 1 - round / 10, "full/accuracy": round / 5})
+
+
 def play(files: RunFiles, rounds: range, logged: dict[str, float] | None = None) -> None:
-    """Rounds of two clients that send 10 and 30 bytes; the metrics follow from the round."""
+    """Rounds and their evaluations; round 0 is before any training."""
     for round in rounds:
         if round:
-            for client, size in ((1, 10), (2, 30)):
-                value = {} if logged is None else {name: v * client for name, v in logged.items()}
-                files.trained(Entry(round, client, 0, client, size, 100, size // 5, 20), value)
-            files.round_done(round)
-        files.evaluated(round, {"accuracy": round / 10, "loss": 1 - round / 10, "full/accuracy": round / 5})
+            train(files, round, logged)
+        evaluate(files, round)
+
+
+def kept_by(files: RunFiles) -> History:
+    """What a checkpoint written now would give back."""
+    return History(**json.loads(json.dumps(files.history())))
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -109,20 +125,27 @@ def test_curves_are_drawn_against_rounds_and_against_uploaded_bytes(tmp_path: Pa
 
 
 @pytest.mark.parametrize("killed_after", [2, 3, 4])
-def test_a_resumed_run_neither_doubles_nor_misses_anything(killed_after: int, tmp_path: Path) -> None:
-    """The checkpoint stands at round 2; what came after it is dropped and played again."""
+def test_a_resumed_run_neither_doubles_nor_misses_anything(
+    killed_after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint stands behind round 2, before its evaluation; what came after it is dropped and played again."""
     with files_in(tmp_path) as files:
-        play(files, range(3), {"train/loss": 3.0})
-        kept = json.loads(json.dumps(files.history()))
+        play(files, range(2), {"train/loss": 3.0})
+        train(files, 2, {"train/loss": 3.0})
+        kept = kept_by(files)
+        evaluate(files, 2)
         play(files, range(3, killed_after + 1), {"train/loss": 3.0})
-    with files_in(tmp_path, History(**kept), 2) as files:
-        files.evaluated(2, {"accuracy": 99.0})  # a resumed run may evaluate again where it stands
+    # Event files are read in the order of their names: second, process, counter. A resumed run is another process.
+    monkeypatch.setattr(os, "getpid", lambda: 10**9)
+    with files_in(tmp_path, kept, 2) as files:
+        evaluate(files, 2)
         play(files, range(3, 6), {"train/loss": 3.0})
         files.finish(IDENTITY, HIGHER, {})
     assert [row["round"] for row in table(tmp_path / "metrics.csv")] == ["0", "1", "2", "3", "4", "5"]
     entered = Counter((row["round"], row["client"]) for row in table(tmp_path / "ledger.csv"))
     assert entered == Counter({(str(round), str(client)): 1 for round in range(1, 6) for client in (1, 2)})
-    assert [step for step, _ in curves(tmp_path, "eval/accuracy")] == list(range(6))
+    assert curves(tmp_path, "eval/accuracy") == [(round, pytest.approx(round / 10)) for round in range(6)]
+    assert [step for step, _ in curves(tmp_path, "train/loss")] == list(range(1, 6))
     by_bytes = curves(tmp_path / "by_upload_bytes", "eval_by_upload_bytes/accuracy")
     assert by_bytes == [(40 * round, pytest.approx(round / 10)) for round in range(6)]
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -134,8 +157,8 @@ def test_means_of_training_survive_a_checkpoint_between_two_evaluations(tmp_path
     """Round 1 is in no row yet when the checkpoint is written."""
     with files_in(tmp_path) as files:
         files.trained(Entry(1, 0, 0, 1, 1, 1, 1, 1), {"train/loss": 1.0})
-        kept = json.loads(json.dumps(files.history()))
-    with files_in(tmp_path, History(**kept), 1) as files:
+        kept = kept_by(files)
+    with files_in(tmp_path, kept, 1) as files:
         files.trained(Entry(2, 0, 0, 3, 1, 1, 1, 1), {"train/loss": 5.0})
         files.evaluated(2, {"accuracy": 0.5})
     assert [row["train/loss"] for row in table(tmp_path / "metrics.csv")] == [str((1 + 15) / 4)]

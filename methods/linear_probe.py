@@ -1,0 +1,33 @@
+"""LinearProbe: trains the head on the frozen backbone's features, the frame of reference for what adapters add."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fedsim.method import Method
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class LinearProbe(Method):
+    """Trains and sends the head alone; the backbone keeps every bit.
+
+    The adapters that it carries are zero for ever (B stays 0), so that the result is a PEFT folder like any other's.
+
+    Source: a frame of reference, no paper's method.
+    """
+
+    lora_rank: int = field(init=False, default=1)
+    lora_alpha: float = field(init=False, default=1.0)
+    lora_dropout: float = field(init=False, default=0.0)
+
+    def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:
+        """Freezes the adapters; what is left to train is the head."""
+        model = super().setup(backbone, seed)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.requires_grad_(False)
+        return model
