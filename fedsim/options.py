@@ -1,10 +1,34 @@
-"""The options of client, server and communication: plain fields that the command line reads and checks."""
+"""The options of run, client, server and communication: plain fields that the command line reads and checks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fedsim.errors import ConfigurationError
+
+
+@dataclass
+class RunOptions:
+    """How long a run is, and who takes part.
+
+    Args:
+        rounds: server steps in all.
+        cohort_size: clients a round, sampled without replacement.
+        seed: of every random choice.
+        evaluate_every_rounds: rounds between evaluations; the last is always evaluated.
+        checkpoint_every_rounds: rounds between checkpoints; the last is always kept.
+    """
+
+    rounds: int = 100
+    cohort_size: int = 10
+    seed: int = 0
+    evaluate_every_rounds: int = 10
+    checkpoint_every_rounds: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds"):
+            require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        require("seed", self.seed, self.seed >= 0, "0 or more")
 
 
 @dataclass

@@ -21,7 +21,7 @@ from fedsim.errors import TrainingError
 from fedsim.evaluation import Evaluation, Evaluator
 from fedsim.ledger import Entry
 from fedsim.method import ClientJob, Method, Plan, ServerState
-from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions
+from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_batches, sample_cohort
@@ -60,11 +60,7 @@ class Experiment:
         client: batch size, epochs and steps of local work.
         server: the server's optimiser and weighting.
         communication: how payloads are encoded.
-        rounds: server steps in all.
-        cohort_size: clients a round, at most the population.
-        seed: of every random choice.
-        evaluate_every_rounds: rounds between evaluations; the last is always evaluated.
-        checkpoint_every_rounds: rounds between checkpoints; the last is always kept.
+        run: rounds, cohort, seed, and how often to evaluate and to keep.
     """
 
     method: Method
@@ -76,11 +72,7 @@ class Experiment:
     client: ClientOptions
     server: ServerOptions
     communication: CommunicationOptions
-    rounds: int
-    cohort_size: int
-    seed: int
-    evaluate_every_rounds: int
-    checkpoint_every_rounds: int
+    run: RunOptions
 
 
 @dataclass(frozen=True)
@@ -115,14 +107,14 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
     if checkpoint is not None:
         restore_state(state, checkpoint)
     done = int(workers.broadcast([b"%d" % (checkpoint.round if checkpoint else 0)])[0])
-    for round in range(done, experiment.rounds + 1):
-        last = round == experiment.rounds
+    for round in range(done, experiment.run.rounds + 1):
+        last = round == experiment.run.rounds
         if round > done:
             run_round(experiment, state, round, workers, files)
-            if files is not None and (last or round % experiment.checkpoint_every_rounds == 0):
+            if files is not None and (last or round % experiment.run.checkpoint_every_rounds == 0):
                 save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
         # Behind the checkpoint, so that a run with more rounds goes on as if this had never been the last one.
-        if last or round % experiment.evaluate_every_rounds == 0:
+        if last or round % experiment.run.evaluate_every_rounds == 0:
             result = evaluate(experiment, state, round, workers, files)
     return result
 
@@ -137,8 +129,8 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
         workers: the processes that share it.
         files: the server worker's.
     """
-    method, partition = experiment.method, experiment.partition
-    cohort = sample_cohort(generator(experiment.seed, Purpose.COHORT, round), partition.clients, experiment.cohort_size)
+    method, partition, run = experiment.method, experiment.partition, experiment.run
+    cohort = sample_cohort(generator(run.seed, Purpose.COHORT, round), partition.clients, run.cohort_size)
     examples = [partition.examples(client) for client in cohort]
     plans = [method.plan(round, client) for client in cohort]
     owners = assign([-(-n // experiment.client.batch_size) for n in examples], workers.count)
@@ -224,7 +216,7 @@ def _send_down(
 
 def _make_job(experiment: Experiment, round: int, position: int, client: int, plan: Plan, start: Tensor) -> ClientJob:
     """Lays out what one client does this round; the method may refine it."""
-    seed, options = experiment.seed, experiment.client
+    seed, options = experiment.run.seed, experiment.client
     batches = local_batches(
         generator(seed, Purpose.BATCHES, round, client),
         experiment.partition.of(client),

@@ -63,12 +63,12 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         ConfigurationError: data, partition, backbone and settings do not fit.
         DataError: the data are missing or malformed.
     """
-    seed = settings.seed
+    seed = settings.run.seed
     data = settings.data.load()
     partition = settings.partition.split(data.train["labels"].numpy(), data.user, generator(seed, Purpose.PARTITION))
-    if settings.cohort_size > partition.clients:
+    if settings.run.cohort_size > partition.clients:
         raise ConfigurationError(
-            f"cohort_size is {settings.cohort_size}, but there are {partition.clients} clients to sample without "
+            f"cohort_size is {settings.run.cohort_size}, but there are {partition.clients} clients to sample without "
             f"replacement; give at most {partition.clients}, or more clients (partition.clients)"
         )
     backbone = frozen_backbone(settings, data)
@@ -92,11 +92,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         client=settings.client,
         server=settings.server,
         communication=settings.communication,
-        rounds=settings.rounds,
-        cohort_size=settings.cohort_size,
-        seed=seed,
-        evaluate_every_rounds=settings.evaluate_every_rounds,
-        checkpoint_every_rounds=settings.checkpoint_every_rounds,
+        run=settings.run,
     )
     return Built(experiment, model, partition, task, pack, note)
 
@@ -117,7 +113,7 @@ def _try_one_example(settings: Settings, model: nn.Module, task: Task, test: Exa
 def frozen_backbone(settings: Settings, data: FederatedData) -> PreTrainedModel:
     """Loads the backbone that a run starts from, with a head for the data's labels."""
     dtype = _DTYPES.get(settings.precision, torch.float32)
-    seed = torch_seed(settings.seed, Purpose.BACKBONE)
+    seed = torch_seed(settings.run.seed, Purpose.BACKBONE)
     return load_backbone(settings.backbone_path, data.task, data.label_names, dtype, seed)
 
 

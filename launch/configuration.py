@@ -1,6 +1,7 @@
 """The keys of a run: typed signatures read by jsonargparse, presets by name, and every mistake answered in one line."""
 
 import argparse
+import dataclasses
 import math
 import os
 import sys
@@ -16,7 +17,7 @@ from data_partitions.dataset import DataSet
 from data_partitions.partition import Partitioner
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.method import Method
-from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions, require
+from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions, require
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 
@@ -39,11 +40,7 @@ class Settings:
     client: ClientOptions
     server: ServerOptions
     communication: CommunicationOptions
-    rounds: int
-    cohort_size: int
-    seed: int
-    evaluate_every_rounds: int
-    checkpoint_every_rounds: int
+    run: RunOptions
     precision: str
     accelerator: str
     threads_per_worker: int
@@ -74,9 +71,8 @@ def read_settings(argv: Sequence[str]) -> Settings:
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise explain(error, parser, arguments) from error
-    for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds", "threads_per_worker"):
-        require(name, built[name], built[name] >= 1, "1 or more")
-    require("seed", built.seed, built.seed >= 0, "0 or more")
+    run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
+    require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
     if built.backbone.path is None:
         raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
     config.backbone.path = built.backbone.path = _absolute(built.backbone.path)
@@ -86,7 +82,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
     run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
-    return Settings(**fields, backbone_path=built.backbone.path, run_dir=run_dir, resolved=resolved)
+    return Settings(**fields, run=run, backbone_path=built.backbone.path, run_dir=run_dir, resolved=resolved)
 
 
 def build_parser() -> ArgumentParser:
@@ -108,11 +104,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--client.module", type=str | None, help="class path of your own LightningModule")
     parser.add_class_arguments(ServerOptions, "server")
     parser.add_class_arguments(CommunicationOptions, "communication")
-    parser.add_argument("--rounds", type=int, default=100, help="server steps in all")
-    parser.add_argument("--cohort_size", type=int, default=10, help="clients a round, sampled without replacement")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--evaluate_every_rounds", type=int, default=10, help="the last round is always evaluated")
-    parser.add_argument("--checkpoint_every_rounds", type=int, default=10, help="the last round is always kept")
+    parser.add_class_arguments(RunOptions)
     parser.add_argument(
         "--resume", type=Literal["never", "auto"], default="never", help="auto goes on where a run stopped"
     )

@@ -48,7 +48,7 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
     if not workers.is_server:
         simulate(built.experiment, workers, None, None)
         return None
-    name = f"{type(settings.method).__name__}-{type(settings.data).__name__}-s{settings.seed}"
+    name = f"{type(settings.method).__name__}-{type(settings.data).__name__}-s{settings.run.seed}"
     with RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved) as directory:
         checkpoint = directory.checkpoint
         for note in (*directory.notes, *([built.note] if built.note else [])):
@@ -56,7 +56,7 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
         _keep_partition(built.partition, directory.path / "partition.npz", resuming=checkpoint is not None)
         history = History(**checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
-        progress = Progress(console, settings.method.label, settings.rounds, done)
+        progress = Progress(console, settings.method.label, settings.run.rounds, done)
         with RunFiles(directory.path, history, done, progress) as files:
             result = simulate(built.experiment, workers, files, checkpoint)
             _export(built, result, directory.path, settings.backbone_path)
@@ -86,8 +86,8 @@ def _identity(settings: Settings, built: Built, workers: int) -> dict[str, Any]:
     return {
         "name": settings.method.label,
         "method": type(settings.method).__name__,
-        "seed": settings.seed,
-        "rounds": settings.rounds,
+        "seed": settings.run.seed,
+        "rounds": settings.run.rounds,
         "workers": workers,
         "threads_per_worker": settings.threads_per_worker,
         "pack": built.pack,

@@ -17,7 +17,7 @@ from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
 from fedsim.method import ClientJob, Method, Penalty, Plan, ServerState
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
-from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions
+from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
 from fedsim.parameters import Entry, FlatParameters, Layout
 from fedsim.sampling import local_batches
@@ -156,11 +156,7 @@ def experiment(tiny: Tiny, sizes: list[int], **fields: Any) -> Experiment:
         "client": ClientOptions(batch_size=4),
         "server": ServerOptions(),
         "communication": CommunicationOptions(),
-        "rounds": 2,
-        "cohort_size": 3,
-        "seed": 0,
-        "evaluate_every_rounds": 1,
-        "checkpoint_every_rounds": 1,
+        "run": RunOptions(rounds=2, cohort_size=3, evaluate_every_rounds=1, checkpoint_every_rounds=1),
     }
     return Experiment(**(whole | fields))
 

@@ -21,7 +21,7 @@ from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
 from fedsim.optimizers import SGD
-from fedsim.options import ClientOptions, CommunicationOptions, ServerOptions
+from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
 from fedsim.parameters import FlatParameters
 from fedsim.sampling import local_batches, sample_cohort
@@ -137,11 +137,7 @@ class Arena:
             client=ClientOptions(batch_size=self._work.batch_size, max_steps=self._work.steps),
             server=ServerOptions(optimizer="sgd", lr=1.0),
             communication=CommunicationOptions(),
-            rounds=1,
-            cohort_size=self._work.clients,
-            seed=0,
-            evaluate_every_rounds=1,
-            checkpoint_every_rounds=1,
+            run=RunOptions(rounds=1, cohort_size=self._work.clients),
         )
         start, workers = parameters.vector.clone(), Workers(0, 1, _CPU)
 

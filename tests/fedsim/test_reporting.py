@@ -136,7 +136,7 @@ def test_a_resumed_run_neither_doubles_nor_misses_anything(
         evaluate(files, 2)
         play(files, range(3, killed_after + 1), {"train/loss": 3.0})
     # Event files are read in the order of their names: second, process, counter. A resumed run is another process.
-    monkeypatch.setattr(os, "getpid", lambda: 10**9)
+    monkeypatch.setattr(os, "getpid", lambda: 999_999_999)
     with files_in(tmp_path, kept, 2) as files:
         evaluate(files, 2)
         play(files, range(3, 6), {"train/loss": 3.0})
@@ -256,7 +256,7 @@ def run(folder: Path, at_round: int = 0) -> None:
     folder.mkdir(exist_ok=True)
     built = tiny.build(Killed(lora_rank=2, upload_density=0.25, at_round=at_round))
     whole = tiny.experiment(built, [5, 0, 9, 6, 7])
-    experiment = replace(whole, rounds=5, evaluate_every_rounds=3, checkpoint_every_rounds=2)
+    experiment = replace(whole, run=replace(whole.run, rounds=5, evaluate_every_rounds=3, checkpoint_every_rounds=2))
     checkpoint, _ = newest_checkpoint(folder / "checkpoint")
     history = History(**checkpoint.meta["history"]) if checkpoint else History()
     with files_in(folder, history, checkpoint.round if checkpoint else 0) as files:
