@@ -122,6 +122,17 @@ def set_client_mode(module: nn.Module) -> None:
             layer.lora_dropout.train()
 
 
+def _loss_of(output: Any) -> Tensor:
+    """Takes the loss out of what a training_step returned, as a stock Trainer would."""
+    loss = output.get("loss") if isinstance(output, dict) else output
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"training_step of the client's module returned {type(output).__name__} without a loss; "
+            "expected a tensor, or a dict with one under 'loss'"
+        )
+    return loss
+
+
 class SequentialTrainer:
     """Runs jobs one after another on the one model of the worker.
 
@@ -175,8 +186,8 @@ class SequentialTrainer:
             batch = self._examples.batch(torch.from_numpy(rows).to(self._examples.device), draws)
             gradient.zero_()
             with self._autocast():
-                loss = self._module.training_step(batch, step)
-            loss.backward()
+                output = self._module.training_step(batch, step)
+            _loss_of(output).backward()
             if self._penalty_gradient is not None:
                 gradient.add_(self._penalty_gradient(vector, job.reference, job.penalty_tensors))
             if job.gradient_mask is not None:

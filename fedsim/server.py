@@ -86,7 +86,8 @@ def snapshot(state: ServerState, round: int, history: dict[str, Any]) -> Checkpo
         {
             "vector": state.vector,
             **{f"optimizer.{name}": torch.as_tensor(value) for name, value in moments.items()},
-            **{f"method.{name}": value for name, value in state.tensors.items()},
+            # copies, as safetensors refuses tensors that share memory
+            **{f"method.{name}": value.clone() for name, value in state.tensors.items()},
         },
         {"history": history},
     )

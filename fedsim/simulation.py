@@ -224,6 +224,7 @@ def _make_job(experiment: Experiment, round: int, position: int, client: int, pl
         options.local_epochs,
         options.max_steps,
     )
+    draws = experiment.data.draw(generator(seed, Purpose.AUGMENTATION, round, client), batches.shape)
     job = ClientJob(
         client=client,
         position=position,
@@ -232,7 +233,7 @@ def _make_job(experiment: Experiment, round: int, position: int, client: int, pl
         start=start,
         reference=start,
         batches=batches,
-        draws=experiment.data.draw(generator(seed, Purpose.AUGMENTATION, round, client), batches.shape),
+        draws={name: draw.to(start.device) for name, draw in draws.items()},
         seed=torch_seed(seed, Purpose.DROPOUT, round, client),
     )
     return experiment.method.begin(job)

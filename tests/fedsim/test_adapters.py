@@ -12,7 +12,6 @@ import transformers as hf
 from peft import PeftModel
 from torch import Tensor, nn
 
-from fedsim import adapters
 from fedsim.adapters import ROLE_ENDINGS, ROLES, add_lora, export_adapter, merge_and_save, resolve_targets
 from fedsim.backbone import load_backbone, quiet
 from fedsim.errors import ConfigurationError
@@ -270,11 +269,12 @@ def test_a_failed_export_leaves_the_former_folder(tmp_path: Path, monkeypatch: p
     assert not (folder / "stale").exists()
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
-    def fail(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        path.write_bytes(b"half")
+    def fail(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
         raise OSError("no space left")
 
-    monkeypatch.setattr(adapters, "save_file", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(OSError, match="no space"):
         export_adapter(model, folder, "third")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

@@ -183,6 +183,25 @@ def test_a_module_with_training_step_alone_trains_like_ours() -> None:
     assert theirs.logged == {"step": pytest.approx((0 * 4 + 1 * 4 + 2 * 2) / 10), "rows": pytest.approx(3.6)}
 
 
+def test_a_training_step_may_return_its_loss_in_a_dict_and_must_return_one() -> None:
+    """As under a stock Trainer; a step without a loss is answered, not met with a traceback."""
+    built = tiny.build()
+    (ours,) = built.sequential().train([built.job(0, 4)])
+    for wrap, works in ((lambda loss: {"loss": loss, "extra": 1}, True), (lambda loss: None, False)):
+
+        class Wrapping(OnlyTrainingStep):
+            def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Any:
+                return wrap(super().training_step(batch, batch_idx))  # noqa: B023
+
+        trainer = built.sequential(module=Wrapping(built.model))
+        if works:
+            (theirs,) = trainer.train([built.job(0, 4)])
+            torch.testing.assert_close(theirs.vector, ours.vector, rtol=0, atol=1e-6)
+        else:
+            with pytest.raises(ConfigurationError, match="without a loss"):
+                list(trainer.train([built.job(0, 4)]))
+
+
 def test_the_logged_loss_is_a_mean_over_examples() -> None:
     """With a learning rate of almost nothing it is the loss at the start, ragged last batch or not."""
     built = tiny.build(dtype=torch.float64)

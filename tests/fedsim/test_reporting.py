@@ -277,3 +277,10 @@ def test_a_run_killed_and_resumed_writes_the_same_bits(at_round: int, tmp_path: 
         del row["seconds"]
     assert rows[0] == rows[1]
     assert [row["round"] for row in rows[0]] == ["0", "3", "5"]
+
+
+def test_clients_without_examples_are_not_counted_as_trained(tmp_path: Path) -> None:
+    with files_in(tmp_path) as files:
+        train(files, 1)
+        files.trained(Entry(1, 9, 0, 0, 0, 0, 0, 0), {})
+        assert files.history()["clients"] == 2

@@ -88,13 +88,13 @@ def test_the_preset_digits_is_the_default() -> None:
     assert read("--seed 3").resolved == read("--config digits --seed 3").resolved
     settings = read()
     assert isinstance(settings.method, FLASC)
-    assert (settings.method.upload_density, settings.rounds, settings.client.lr) == (0.25, 100, 0.02)
+    assert (settings.method.upload_density, settings.run.rounds, settings.client.lr) == (0.25, 100, 0.02)
     assert (settings.resume, settings.run_dir) == ("never", None)
 
 
 def test_a_config_is_a_preset_a_file_or_both(elsewhere: Path) -> None:
     whole = saved(elsewhere, read("--rounds 7"))
-    assert read(f"--config {whole}").rounds == 7
+    assert read(f"--config {whole}").run.rounds == 7
     assert read(f"--config={whole.name}").resolved == read("--rounds 7").resolved
     (elsewhere / "some.yaml").write_text("client:\n  lr: 0.5\nmethod:\n  init_args:\n    upload_density: 0.125\n")
     both = read("--config digits --config some.yaml")
@@ -103,14 +103,14 @@ def test_a_config_is_a_preset_a_file_or_both(elsewhere: Path) -> None:
 
 def test_a_file_goes_before_a_preset_of_its_name(elsewhere: Path) -> None:
     (elsewhere / "digits").write_text(save_yaml(read("--rounds 9").resolved))
-    assert read("--config digits").rounds == 9
+    assert read("--config digits").run.rounds == 9
 
 
 def test_the_command_line_overrides_the_file(elsewhere: Path) -> None:
     path = saved(elsewhere, read("--rounds 7 --server.lr 0.5 --method.lora_rank 2"))
     settings = read(f"--config {path} --rounds 3 --server.betas [0.5,0.6] --method.topk_scope layer")
     assert isinstance(settings.method, FLASC)
-    assert (settings.rounds, settings.server.lr, settings.server.betas) == (3, 0.5, (0.5, 0.6))
+    assert (settings.run.rounds, settings.server.lr, settings.server.betas) == (3, 0.5, (0.5, 0.6))
     assert (settings.method.lora_rank, settings.method.topk_scope) == (2, "layer")
 
 

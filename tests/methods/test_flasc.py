@@ -181,8 +181,9 @@ def run(method: Method, rounds: int, **fields: object) -> tuple[Tensor, list[Tra
     built = tiny.build(method, dtype=torch.float64)
     built.parameters.load(built.start())
     watched = Watched(built.sequential(), [])
-    whole = {"communication": CommunicationOptions(value_dtype="float64"), "trainer": watched, "rounds": rounds}
+    whole = {"communication": CommunicationOptions(value_dtype="float64"), "trainer": watched}
     experiment = tiny.experiment(built, [5, 4, 9, 6, 7], **(whole | fields))
+    experiment = replace(experiment, run=replace(experiment.run, rounds=rounds))
     return simulate(experiment, tiny.ONE_WORKER, None, None).vector, watched.done
 
 
