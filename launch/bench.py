@@ -26,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
+    parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--only", help="instead: one round of one contestant, to see its peak memory")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1 or arguments.threads < 1:
@@ -35,6 +36,8 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(arguments.threads)
     if arguments.memory_rounds is not None:
         return _memory(arguments.memory_rounds)
+    if arguments.payload:
+        return _payload(arguments.repeats)
     if arguments.only is not None:
         return _once(*arguments.only.split("/"))
     rows = _measure(arguments.repeats, arguments.threads)
@@ -96,6 +99,14 @@ def _memory(rounds: int) -> int:
 
     for round, held in memory_over(rounds):
         print(f"round {round:>6}  {held / 1e6:8.1f} MB resident")
+    return 0
+
+
+def _payload(repeats: int) -> int:
+    from launch.benchmarks.payload import payload_times
+
+    for row in payload_times(600_000, repeats):
+        print("  ".join(f"{name} {value:g}" for name, value in row.items()))
     return 0
 
 
