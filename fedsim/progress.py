@@ -21,6 +21,7 @@ class Progress:
         self._console = console
         self._name = name
         self._rounds = rounds
+        self._cost = ""
         self._metrics = ""
         self._bar: Bar | None = None
         if console is not None and console.is_terminal:
@@ -36,14 +37,16 @@ class Progress:
 
     def update(self, round: int, clients_per_second: float, upload_bytes: int) -> None:
         """Shows that a round is over."""
+        self._cost = f"{clients_per_second:.1f} clients/s  {upload_bytes / 1e6:.2f} MB up"
         if self._bar is not None:
-            facts = f"{clients_per_second:.1f} clients/s  {upload_bytes / 1e6:.2f} MB up  {self._metrics}"
-            self._bar.update(self._task, completed=round, facts=facts)
+            self._bar.update(self._task, completed=round, facts=f"{self._cost}  {self._metrics}")
 
     def evaluated(self, round: int, metrics: Mapping[str, float], upload_bytes: int) -> None:
         """Shows the metrics of the main view."""
         self._metrics = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if "/" not in name)
-        if self._console is not None and self._bar is None:
+        if self._bar is not None:
+            self._bar.update(self._task, facts=f"{self._cost}  {self._metrics}")
+        elif self._console is not None:
             line = f"{self._name}  round {round}/{self._rounds}  {self._metrics}  {upload_bytes / 1e6:.2f} MB up"
             self._console.print(line, highlight=False, soft_wrap=True)
 
