@@ -121,8 +121,7 @@ class Partition:
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
-                f"{path} is no partition ({reason}), expected an .npz of offsets, indices and arguments:"
-                f" make it again with `fedsim partition`"
+                f"{path} is no partition ({reason}), expected an .npz of offsets, indices and arguments: make it again"
             ) from error
 
 

@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint beside the older ones, verifies it, and then removes all but the newest two.
+    """Writes a checkpoint beside the older ones, verifies it, and then keeps it and the one before.
 
     Args:
         folder: the run's checkpoint folder, made where it is missing.
@@ -52,12 +52,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
     _write(temporary / _TENSORS, data)
     _write(temporary / _META, text.encode())
+    _flush_folder(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _flush_folder(folder)
     _read(final)
-    for old in sorted(folder.glob("round-*"))[:-2]:
-        shutil.rmtree(old, ignore_errors=True)
+    # Whatever is newer did not verify when this run resumed, and whatever is older than the one before is not needed.
+    older = sorted(path for path in folder.glob("round-*") if path.name < final.name)
+    for path in {*folder.glob("round-*"), *folder.glob(".round-*.tmp")} - {final, *older[-1:]}:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -98,8 +98,12 @@ class Recorder:
                 f"the client's module logs {name!r} as a {type(value).__name__}; expected a number or a tensor, "
                 "as a metric object would mix clients: log its value"
             )
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ConfigurationError(
+                f"the client's module logs {name!r} of shape {tuple(value.shape)}; expected one number, so log its mean"
+            )
         total, weight = self.sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
-        value = torch.as_tensor(value).detach().double()
+        value = torch.as_tensor(value).detach().double().reshape(())
         self.sums[name] = (total.to(value.device) + value * self.weight, weight + self.weight)
 
     def log_dict(self, dictionary: dict[str, Any], *_: Any, **__: Any) -> None:
@@ -138,7 +142,7 @@ class SequentialTrainer:
 
     Args:
         module: the client's module; `training_step(batch, step)` is all that is asked of it. A module that overrides
-            configure_optimizers is stepped by its own optimiser, a fresh one a job.
+            configure_optimizers is stepped by its own optimiser, a fresh one a job, which knows no rate scale.
         parameters: the flat P that its backbone's trainable parameters are views of.
         examples: the training set.
         optimizer: the client's optimiser.
@@ -163,13 +167,25 @@ class SequentialTrainer:
         self._autocast = autocast
         self._recorder = Recorder()
         module.log, module.log_dict = self._recorder.log, self._recorder.log_dict
+        if not module.automatic_optimization:
+            raise ConfigurationError(
+                f"{type(module).__name__} sets automatic_optimization to False; the engine steps P itself, leave it out"
+            )
+        self._own_optimizer()
+
+    def dry_run(self) -> None:
+        """Takes the loss of two rows and forgets it: what a module gets wrong shows before anything is written."""
+        set_client_mode(self._module)
+        rows = torch.zeros(2, dtype=torch.long, device=self._examples.device)
+        with self._own_randomness(), self._autocast():
+            _loss_of(self._module.training_step(self._examples.batch(rows), 0))
+        self._recorder.means()
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs in the order given."""
         set_client_mode(self._module)
-        device = self._examples.device
         for job in jobs:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            with self._own_randomness():
                 torch.manual_seed(job.seed)
                 self._run(job)
             yield Trained(job, self._parameters.vector.clone(), self._recorder.means())
@@ -178,12 +194,12 @@ class SequentialTrainer:
         vector, gradient = self._parameters.vector, self._parameters.gradient
         self._parameters.load(job.start)
         step_own = self._own_optimizer()
-        state = self._optimizer.state(vector)
-        for step, rows in enumerate(job.batches):
-            rows = rows[rows >= 0]
-            self._recorder.weight = len(rows)
-            draws = {name: draw[step, : len(rows)] for name, draw in job.draws.items()}
-            batch = self._examples.batch(torch.from_numpy(rows).to(self._examples.device), draws)
+        state, scale = self._optimizer.state(vector), job.step_scale()
+        batches, sizes = torch.from_numpy(job.batches).to(vector.device), (job.batches >= 0).sum(1).tolist()
+        for step, size in enumerate(sizes):  # without the padding at the end of a row
+            self._recorder.weight = size
+            draws = {name: draw[step, :size] for name, draw in job.draws.items()}
+            batch = self._examples.batch(batches[step, :size], draws)
             gradient.zero_()
             with self._autocast():
                 output = self._module.training_step(batch, step)
@@ -192,10 +208,17 @@ class SequentialTrainer:
                 gradient.add_(self._penalty_gradient(vector, job.reference, job.penalty_tensors))
             if job.gradient_mask is not None:
                 gradient.mul_(job.gradient_mask)
-            if step_own is not None:
-                step_own()
-            else:
-                self._optimizer.step(vector, gradient, state, job.rate_scale)
+            if step_own is None:
+                self._optimizer.step(vector, gradient, state, scale)
+                continue
+            step_own()
+            if job.gradient_mask is not None:
+                vector.copy_(torch.where(job.gradient_mask == 0, job.start, vector))
+
+    def _own_randomness(self) -> AbstractContextManager[None]:
+        """Keeps torch's global generators as they are for everybody else."""
+        device = self._examples.device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def _own_optimizer(self) -> Callable[[], Any] | None:
         """Returns the step of the module's own optimiser where it brings one."""

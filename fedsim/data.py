@@ -14,6 +14,10 @@ class FederatedData(Protocol):
     """What a data set brings. `data_partitions.FederatedData` is one; a user's own needs only these names."""
 
     @property
+    def user(self) -> np.ndarray | None:
+        """Who wrote each training example, (N,); None where nobody knows."""
+
+    @property
     def train(self) -> dict[str, Tensor]:
         """The training columns, (N, ...) each."""
 
@@ -43,7 +47,7 @@ class Examples:
         data: the data set, for its transform.
         columns: the split's columns, (N, ...) each.
         device: where they live from now on.
-        dtype: what floating-point columns become.
+        dtype: what floating-point columns become, before and after the transform.
     """
 
     def __init__(
@@ -72,4 +76,5 @@ class Examples:
         present = rows >= 0
         chosen = rows.clamp(min=0)
         batch = self._transform({name: column[chosen] for name, column in self.columns.items()}, draws)
+        batch = {name: c.to(self.dtype) if c.is_floating_point() else c for name, c in batch.items()}
         return {**batch, "weight": present.to(self.dtype)}

@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause, and how a misspelt name is answered."""
+"""The errors that end a run with one line, and how a misspelt name is answered."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,10 @@ class ConfigurationError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on: the message is one line naming client, round and what to do."""
+
+
+class WorkerLost(RuntimeError):
+    """A collective failed because another worker stopped; that one says why."""
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:

@@ -53,6 +53,14 @@ class Totals:
     download_value_bytes: int = 0
 
 
+def require_length(path: Path, position: int) -> None:
+    """Raises a ConfigurationError where a file ends before the position that a checkpoint remembers."""
+    if position and (not path.exists() or path.stat().st_size < position):
+        raise ConfigurationError(
+            f"{path} is shorter than the {position} bytes that its checkpoint remembers; choose another run_dir"
+        )
+
+
 class Ledger:
     """Writes ledger.csv as rounds end and keeps its sums.
 
@@ -69,8 +77,7 @@ class Ledger:
 
     def __init__(self, path: Path, position: int = 0, totals: Totals | None = None) -> None:
         self.totals = totals or Totals()
-        if position and (not path.exists() or path.stat().st_size < position):
-            raise ConfigurationError(f"{path} is shorter than the {position} bytes that its checkpoint remembers")
+        require_length(path, position)
         self._file = path.open("a" if position else "w", newline="", encoding="utf-8")
         self._file.seek(self._file.truncate(position))
         self._rows = csv.writer(self._file, lineterminator="\n")

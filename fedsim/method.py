@@ -77,7 +77,8 @@ class ClientJob:
         batches: (steps, B) int64, rows of the training set, -1 for padding at the end of a row.
         draws: augmentation for `batches`, (steps, B, ...) each; empty for none.
         seed: of the client's dropout.
-        gradient_mask: (P,) in the dtype of P, multiplied to the gradient, or None.
+        gradient_mask: (P,) in the dtype of P, of zeros and ones; where it is zero nothing moves, weight decay included.
+            None lets everything move.
         rate_scale: (P,), multiplied to the learning rate, or None.
         penalty_tensors: what the method's penalty needs of this client.
     """
@@ -94,6 +95,12 @@ class ClientJob:
     gradient_mask: Tensor | None = None
     rate_scale: Tensor | None = None
     penalty_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def step_scale(self) -> Tensor | None:
+        """Returns what every step is multiplied by, (P,): the rate scale where the mask lets it, or None."""
+        if self.gradient_mask is None or self.rate_scale is None:
+            return self.rate_scale if self.gradient_mask is None else self.gradient_mask
+        return self.gradient_mask * self.rate_scale
 
 
 class Aggregate(Protocol):
@@ -128,7 +135,7 @@ class Mean:
 
 
 @dataclass
-class Method(ABC):  # noqa: B024
+class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a class that is more than a dataclass
     """FedAdam on dense LoRA (FLASC's paper, Appendix A, Algorithms 3 and 4): the default of every hook.
 
     Args:

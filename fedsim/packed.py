@@ -71,71 +71,76 @@ class PackedTrainer:
         self._autocast = autocast
         self._vector = parameters.vector.repeat(slots, 1)
         self._weights = {name: view.requires_grad_() for name, view in parameters.layout.views(self._vector).items()}
-        self._slots: list[_Slot | None] = [None] * slots
+        self._linears = list(_trainable_linears(module.backbone))
+        self._count = slots
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs, longest first, and yields each when its slot is done with it."""
         set_client_mode(self._module)
+        dropouts = [m for m in self._module.backbone.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
         waiting = sorted(jobs, key=lambda job: len(job.batches))
         state = self._optimizer.state(self._vector)
-        with _packed(self._module.backbone, self._weights, self._slots):
-            while waiting or any(self._slots):
-                for number, slot in enumerate(self._slots):
-                    if slot is None and waiting:
-                        job = waiting.pop()
-                        self._slots[number] = _Slot(job, self._examples.device)
-                        self._vector[number] = job.start
-                        for value in state.values():
-                            value[number] = 0
-                self._step(state)
-                for number, slot in enumerate(self._slots):
-                    if slot is not None and slot.done:
-                        yield Trained(slot.job, self._vector[number].clone(), slot.logged())
-                        self._slots[number] = None
+        slots: list[_Slot | None] = [None] * self._count
+        while waiting or any(slots):
+            for number, slot in enumerate(slots):
+                if slot is None and waiting:
+                    job = waiting.pop()
+                    slots[number] = _Slot(job, self._examples.device)
+                    self._vector[number] = job.start
+                    for value in state.values():
+                        value[number] = 0
+            self._step(slots, dropouts, state)
+            for number, slot in enumerate(slots):
+                if slot is not None and slot.done:
+                    slots[number] = None
+                    yield Trained(slot.job, self._vector[number].clone(), slot.logged())
 
-    def _step(self, state: dict[str, Tensor]) -> None:
-        batch = self._batch()
-        with self._autocast():
+    def _step(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout], state: dict[str, Tensor]) -> None:
+        batch = self._batch(slots)
+        with _packed(self._linears, self._weights, dropouts, slots), self._autocast():
             losses = self._module.example_losses(batch)
-        losses, weight = (value.view(len(self._slots), -1) for value in (losses, batch["weight"]))
+        losses, weight = (value.view(self._count, -1) for value in (losses, batch["weight"]))
         means = weighted_mean(losses, weight)
         gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
         gradient = torch.cat([part.flatten(1) for part in gradients], dim=1)
         if self._penalty_gradient is not None:
-            self._add_penalty(gradient, self._penalty_gradient)
-        if (mask := self._stack(lambda job: job.gradient_mask)) is not None:
+            self._add_penalty(slots, gradient, self._penalty_gradient)
+        mask = self._stack(slots, lambda job: job.gradient_mask)
+        if mask is not None:
             gradient.mul_(mask)
-        self._optimizer.step(self._vector, gradient, state, self._stack(lambda job: job.rate_scale))
-        for slot, mean in zip(self._slots, means.detach(), strict=True):
+        self._optimizer.step(self._vector, gradient, state, self._stack(slots, ClientJob.step_scale))
+        for slot, mean in zip(slots, means.detach(), strict=True):
             if slot is not None:
                 slot.advance(mean)
 
-    def _batch(self) -> Batch:
+    def _batch(self, slots: Sequence["_Slot | None"]) -> Batch:
         """Gathers the next rows of every slot, (G B, ...), slot by slot."""
-        busy = [slot for slot in self._slots if slot is not None]
-        empty = torch.full_like(busy[0].batches[0], -1)
-        rows = torch.cat([empty if slot is None else slot.batches[slot.step] for slot in self._slots])
+        busy = _first(slots)
+        empty = torch.full_like(busy.batches[0], -1)
+        rows = torch.cat([empty if slot is None else slot.batches[slot.step] for slot in slots])
         draws = {
-            name: torch.cat(
-                [torch.zeros_like(draw[0]) if s is None else s.job.draws[name][s.step] for s in self._slots]
-            )
-            for name, draw in busy[0].job.draws.items()
+            name: torch.cat([torch.zeros_like(draw[0]) if s is None else s.job.draws[name][s.step] for s in slots])
+            for name, draw in busy.job.draws.items()
         }
         return self._examples.batch(rows, draws)
 
-    def _stack(self, of: Callable[[ClientJob], Tensor | None]) -> Tensor | None:
+    def _stack(self, slots: Sequence["_Slot | None"], of: Callable[[ClientJob], Tensor | None]) -> Tensor | None:
         """Stacks what jobs multiply by, (G, P), ones where a slot has none; None where no slot has any."""
-        parts = [None if slot is None else of(slot.job) for slot in self._slots]
+        parts = [None if slot is None else of(slot.job) for slot in slots]
         if all(part is None for part in parts):
             return None
         return torch.stack([torch.ones_like(self._vector[0]) if part is None else part for part in parts])
 
-    def _add_penalty(self, total: Tensor, gradient: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]) -> None:
-        busy = [number for number, slot in enumerate(self._slots) if slot is not None]
-        jobs = [slot.job for slot in self._slots if slot is not None]
+    def _add_penalty(
+        self,
+        slots: Sequence["_Slot | None"],
+        total: Tensor,
+        gradient: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+    ) -> None:
+        """Adds the penalty's gradient, always over G rows: an empty slot stands in with another's tensors."""
+        jobs = [(_first(slots) if slot is None else slot).job for slot in slots]
         tensors = {name: torch.stack([job.penalty_tensors[name] for job in jobs]) for name in jobs[0].penalty_tensors}
-        reference = torch.stack([job.reference for job in jobs])
-        total[busy] += gradient(self._vector[busy], reference, tensors)
+        total += gradient(self._vector, torch.stack([job.reference for job in jobs]), tensors)
 
 
 class _Slot:
@@ -167,23 +172,27 @@ def _trainable_linears(backbone: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield name, module
 
 
+def _first(slots: Sequence[_Slot | None]) -> _Slot:
+    return next(slot for slot in slots if slot is not None)
+
+
 @contextmanager
-def _packed(backbone: nn.Module, weights: dict[str, Tensor], slots: list[_Slot | None]) -> Iterator[None]:
-    """Runs the backbone with a weight per slot in every layer that trains, and dropout from each slot's generator."""
-    patched: list[nn.Module] = []
+def _packed(
+    linears: Sequence[tuple[str, nn.Linear]],
+    weights: dict[str, Tensor],
+    dropouts: Sequence[nn.Dropout],
+    slots: Sequence[_Slot | None],
+) -> Iterator[None]:
+    """For one forward: a weight per slot in every layer that trains, and dropout from each slot's generator."""
+    for name, linear in linears:
+        forward = partial(_linear, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        linear.forward = forward  # type: ignore[method-assign]
+    for dropout in dropouts:
+        dropout.forward = partial(_dropout, dropout.p, slots)  # type: ignore[method-assign]
     try:
-        for name, linear in _trainable_linears(backbone):
-            linear.forward = partial(  # type: ignore[method-assign]
-                _linear, weights[f"{name}.weight"], weights.get(f"{name}.bias")
-            )
-            patched.append(linear)
-        for module in backbone.modules():
-            if isinstance(module, nn.Dropout) and module.training and module.p:
-                module.forward = partial(_dropout, module.p, slots)  # type: ignore[method-assign]
-                patched.append(module)
         yield
     finally:
-        for module in patched:
+        for module in (*(linear for _, linear in linears), *dropouts):
             del module.forward
 
 
@@ -197,9 +206,9 @@ def _linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
     return outputs.view(*inputs.shape[:-1], -1)
 
 
-def _dropout(rate: float, slots: list[_Slot | None], inputs: Tensor) -> Tensor:
-    keep = torch.ones_like(inputs).view(len(slots), -1)
-    for row, slot in zip(keep, slots, strict=True):
+def _dropout(rate: float, slots: Sequence[_Slot | None], inputs: Tensor) -> Tensor:
+    keep = torch.ones(inputs.shape, dtype=inputs.dtype, device=inputs.device)
+    for rows, slot in zip(keep.view(len(slots), -1), slots, strict=True):
         if slot is not None:
-            row.bernoulli_(1 - rate, generator=slot.generator)
-    return inputs * keep.view_as(inputs) / (1 - rate)
+            rows.bernoulli_(1 - rate, generator=slot.generator)
+    return inputs * keep / (1 - rate)

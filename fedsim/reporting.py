@@ -64,8 +64,8 @@ class RunFiles:
         self.ledger = Ledger(folder / "ledger.csv", history.ledger_position, Totals(**history.totals))
         # Two writers, as each purges by its own step when a run resumes: rounds, and bytes. Evaluation comes behind
         # the checkpoint, so the points of the checkpoint's own round are made again.
-        self._by_round = _writer(folder, "", round or None)
-        self._by_bytes = _writer(folder, "by_upload_bytes", self.ledger.totals.upload_bytes if round else None)
+        self._by_round = _writer(folder, "", round)
+        self._by_bytes = _writer(folder, "by_upload_bytes", self.ledger.totals.upload_bytes)
 
     def trained(self, entry: Entry, logged: Mapping[str, float]) -> None:
         """Enters one client's bytes, and what its module logged, to be averaged until the next evaluation."""
@@ -142,7 +142,7 @@ class RunFiles:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         finite = {f"final/{name}": value for name, value in final.items() if value is not None}
-        self._by_round.log_hyperparams(dict(hyperparameters), finite)
+        self._by_round.log_hyperparams(dict(hyperparameters), finite, step=rows[-1]["round"])
         self.history()
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
@@ -200,5 +200,5 @@ def _tag(metric: str, suffix: str = "") -> str:
     return f"{group}{suffix}/{name}"
 
 
-def _writer(folder: Path, name: str, purge_step: int | None) -> TensorBoardLogger:
+def _writer(folder: Path, name: str, purge_step: int) -> TensorBoardLogger:
     return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False, purge_step=purge_step)

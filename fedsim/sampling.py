@@ -17,6 +17,12 @@ def sample_cohort(generator: np.random.Generator, population: int, cohort_size: 
     return sorted(generator.choice(population, cohort_size, replace=False, shuffle=False).tolist())
 
 
+def local_steps(examples: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
+    """Counts the local steps of a client with so many examples: what it costs a worker."""
+    steps = -(-examples // batch_size) * epochs
+    return steps if max_steps is None else min(steps, max_steps)
+
+
 def local_batches(
     generator: np.random.Generator, examples: np.ndarray, batch_size: int, epochs: int, max_steps: int | None
 ) -> np.ndarray:
@@ -33,7 +39,7 @@ def local_batches(
         (steps, batch_size) int64, -1 for padding, which stands at the end of a row; (0, batch_size) for no examples.
     """
     steps_per_epoch = -(-len(examples) // batch_size)
-    steps = steps_per_epoch * epochs if max_steps is None else min(steps_per_epoch * epochs, max_steps)
+    steps = local_steps(len(examples), batch_size, epochs, max_steps)
     batches = np.full((steps, batch_size), -1, dtype=np.int64)
     for first in range(0, steps, max(1, steps_per_epoch)):
         rows = batches[first : first + steps_per_epoch].reshape(-1)

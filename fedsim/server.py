@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from fedsim.checkpoint import Checkpoint
-from fedsim.errors import ConfigurationError
 from fedsim.method import ServerState
 from fedsim.options import ServerOptions
 from fedsim.parameters import FlatParameters
@@ -94,18 +93,8 @@ def snapshot(state: ServerState, round: int, history: dict[str, Any]) -> Checkpo
 
 
 def restore_state(state: ServerState, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's tensors into a state that `initial_state` made.
-
-    Raises:
-        ConfigurationError: the checkpoint holds another number of parameters.
-    """
-    vector = checkpoint.tensors["vector"]
-    if vector.shape != state.vector.shape:
-        raise ConfigurationError(
-            f"the checkpoint holds {len(vector)} trainable values, this configuration has {len(state.vector)}; "
-            "resume with the configuration that made it"
-        )
-    state.vector.data.copy_(vector)
+    """Puts a checkpoint's tensors into a state of the same length that `initial_state` made."""
+    state.vector.data.copy_(checkpoint.tensors["vector"])
     device = state.vector.device
     moments = {
         name.removeprefix("optimizer."): v for name, v in checkpoint.tensors.items() if name.startswith("optimizer.")

@@ -24,7 +24,7 @@ from fedsim.method import ClientJob, Method, Plan, ServerState
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
 from fedsim.reporting import RunFiles
-from fedsim.sampling import local_batches, sample_cohort
+from fedsim.sampling import local_batches, local_steps, sample_cohort
 from fedsim.schedule import assign
 from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.server import initial_state, restore_state, snapshot
@@ -101,7 +101,8 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
         The main view of the last round, on every worker.
 
     Raises:
-        TrainingError: training diverged; it names client and round.
+        TrainingError: training diverged, or a payload cannot be encoded; it names client and round.
+        WorkerLost: another worker stopped.
     """
     state = initial_state(experiment.parameters, experiment.server)
     if checkpoint is not None:
@@ -129,16 +130,17 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
         workers: the processes that share it.
         files: the server worker's.
     """
-    method, partition, run = experiment.method, experiment.partition, experiment.run
+    method, partition, run, client = experiment.method, experiment.partition, experiment.run, experiment.client
     cohort = sample_cohort(generator(run.seed, Purpose.COHORT, round), partition.clients, run.cohort_size)
-    examples = [partition.examples(client) for client in cohort]
-    plans = [method.plan(round, client) for client in cohort]
-    owners = assign([-(-n // experiment.client.batch_size) for n in examples], workers.count)
+    examples = [partition.examples(member) for member in cohort]
+    plans = [method.plan(round, member) for member in cohort]
+    steps = [local_steps(n, client.batch_size, client.local_epochs, client.max_steps) for n in examples]
+    owners = assign(steps, workers.count)
     if workers.is_server:
         method.prepare(state, round)
 
     # Down: encoded once for all clients of a plan. Who has no examples takes part with weight zero and pays no bytes.
-    downloads = _send_down(experiment, state, [p for p, n in zip(plans, examples, strict=True) if n], workers)
+    downloads = _send_down(experiment, state, round, [p for p, n in zip(plans, examples, strict=True) if n], workers)
     starts = {plan: decode(payload)[0].to_dense().to(state.vector) for plan, payload in downloads.items()}
     mine = [at for at, owner in enumerate(owners) if owner == workers.rank and examples[at]]
     jobs = [_make_job(experiment, round, at, cohort[at], plans[at], starts[plans[at]]) for at in mine]
@@ -150,7 +152,8 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
         at = trained.job.position
         _require_finite(trained.vector, f"the update of client {cohort[at]} in round {round}")
         upload = method.upload(trained.job, trained.vector)
-        uploads[at] = _encode(experiment.communication, upload, examples[at])
+        what = f"the upload of client {cohort[at]} in round {round}"
+        uploads[at] = _encode(experiment.communication, upload, what, examples[at])
         logs[at] = json.dumps(trained.logged).encode()
     logged = dict(workers.gather(logs, owners))
 
@@ -204,13 +207,14 @@ def evaluate(
 
 
 def _send_down(
-    experiment: Experiment, state: ServerState, plans: Sequence[Plan], workers: Workers
+    experiment: Experiment, state: ServerState, round: int, plans: Sequence[Plan], workers: Workers
 ) -> dict[Plan, bytes]:
     """Encodes the download of every distinct plan on the server worker and brings them to all."""
     distinct = list(dict.fromkeys(plans))
     payloads = None
     if workers.is_server:
-        payloads = [_encode(experiment.communication, experiment.method.download(state, plan)) for plan in distinct]
+        vectors, what = [experiment.method.download(state, plan) for plan in distinct], f"the download of round {round}"
+        payloads = [_encode(experiment.communication, vector, what) for vector in vectors]
     return dict(zip(distinct, workers.broadcast(payloads), strict=True))
 
 
@@ -239,8 +243,12 @@ def _make_job(experiment: Experiment, round: int, position: int, client: int, pl
     return experiment.method.begin(job)
 
 
-def _encode(options: CommunicationOptions, vector: SparseVector, examples: int = 0) -> bytes:
-    return encode(vector, options.index_coding, VALUE_DTYPES[options.value_dtype], examples)
+def _encode(options: CommunicationOptions, vector: SparseVector, what: str, examples: int = 0) -> bytes:
+    """Encodes a payload; values that its dtype cannot hold end the run."""
+    try:
+        return encode(vector, options.index_coding, VALUE_DTYPES[options.value_dtype], examples)
+    except ValueError as error:
+        raise TrainingError(f"{what}: {error}") from error
 
 
 def _require_finite(vector: Tensor, what: str) -> None:

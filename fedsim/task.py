@@ -32,7 +32,10 @@ class Classification:
     higher_is_better: Mapping[str, bool] = {"accuracy": True, "loss": False}
 
     def _logits(self, backbone: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: column for name, column in batch.items() if name not in ("labels", "weight")}
+        inputs: dict[str, Any] = {name: column for name, column in batch.items() if name not in ("labels", "weight")}
+        size = getattr(getattr(backbone, "config", None), "image_size", None)
+        if "pixel_values" in inputs and size not in (None, inputs["pixel_values"].shape[-1]):
+            inputs["interpolate_pos_encoding"] = True  # images of another size than the backbone was pretrained on
         logits: Tensor = backbone(**inputs).logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -4,10 +4,13 @@ Only flat uint8 buffers and their sizes travel; nothing is pickled. With one wor
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fedsim.errors import WorkerLost
 
 PIECE_BYTES = 256 * 2**20
 """The largest buffer that one collective fills, over all workers."""
@@ -27,6 +30,7 @@ class Workers:
         self.rank = rank
         self.count = count
         self.device = device
+        self._limit = piece_bytes
         self._piece = max(1, piece_bytes // count)
 
     @property
@@ -54,8 +58,8 @@ class Workers:
     def gather(self, payloads: Mapping[int, bytes], owners: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Brings every worker's payloads to the server worker: sizes first, then padded buffers in bounded pieces.
 
-        Every worker must run the iterator to its end. Payloads come in groups of neighbours in the cohort, so that
-        the server worker never holds more than a group beyond what it has already taken.
+        Every worker must run the iterator to its end. Payloads come in groups of neighbours in the cohort of at most
+        `piece_bytes`, or of one that is larger; the server worker holds one group at a time, the others their own part.
 
         Args:
             payloads: this worker's payloads by position in the cohort; a position may be missing.
@@ -69,37 +73,55 @@ class Workers:
             yield from ((position, payloads.get(position, b"")) for position in range(len(owners)))
             return
         sizes = self.sum(torch.tensor([len(payloads.get(p, b"")) for p in range(len(owners))])).tolist()
-        for group in _groups(sizes, PIECE_BYTES):
+        for group in _groups(sizes, self._limit):
             parts: list[list[int]] = [[p for p in group if owners[p] == worker] for worker in range(self.count)]
-            lengths = [sum(sizes[p] for p in part) for part in parts]
-            flat = torch.zeros(max(lengths), dtype=torch.uint8)
-            flat[: lengths[self.rank]] = _to_tensor(b"".join(payloads.get(p, b"") for p in parts[self.rank]))
-            rows = torch.cat([self._all_gather(piece) for piece in flat.split(self._piece)], dim=1)
-            if self.is_server:
-                found: dict[int, Tensor] = {}
-                for row, part, length in zip(rows, parts, lengths, strict=True):
-                    found.update(zip(part, row[:length].split([sizes[p] for p in part]), strict=True))
-                yield from ((p, found[p].numpy().tobytes()) for p in group)
+            mine = b"".join(payloads.get(p, b"") for p in parts[self.rank])
+            arrived = self._all_gather(mine, [sum(sizes[p] for p in part) for part in parts])
+            found: dict[int, Tensor] = {}
+            for row, part in zip(arrived, parts, strict=False):  # no rows but on the server worker
+                found.update(zip(part, row.split([sizes[p] for p in part]), strict=True))
+            yield from ((p, found[p].numpy().tobytes()) for p in group if found)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Adds a tensor over the workers. Exact, whatever their number, where at most one of them is not zero."""
         if self.count == 1:
             return tensor
-        moved = tensor.to(self.device)
-        dist.all_reduce(moved)
+        moved = tensor.to(self.device, copy=True)
+        with _collective():
+            dist.all_reduce(moved)
         return moved.to(tensor.device)
 
     def _from_server(self, tensor: Tensor) -> Tensor:
         moved = tensor.to(self.device)
-        dist.broadcast(moved, src=0)
+        with _collective():
+            dist.broadcast(moved, src=0)
         return moved.cpu()
 
-    def _all_gather(self, piece: Tensor) -> Tensor:
-        rows = torch.empty(self.count * len(piece), dtype=torch.uint8, device=self.device)
-        # torch 2.13 renamed it; the older name warns there.
-        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        all_gather(rows, piece.to(self.device))
-        return rows.view(self.count, -1).cpu()
+    def _all_gather(self, mine: bytes, lengths: Sequence[int]) -> list[Tensor]:
+        """Gathers a buffer of each worker, padded to the longest, piece by piece; only the server worker keeps them."""
+        flat = torch.zeros(max(lengths), dtype=torch.uint8)
+        flat[: len(mine)] = _to_tensor(mine)
+        kept: list[list[Tensor]] = [[flat[:0]] for _ in lengths]
+        for number, piece in enumerate(flat.split(self._piece) if len(flat) else ()):
+            rows = torch.empty(self.count * len(piece), dtype=torch.uint8, device=self.device)
+            # torch 2.13 renamed it; the older name warns there.
+            all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            with _collective():
+                all_gather(rows, piece.to(self.device))
+            if self.is_server:
+                for own, row, length in zip(kept, rows.view(self.count, -1), lengths, strict=True):
+                    own.append(row[: max(0, length - number * self._piece)].cpu())
+        return [torch.cat(own) for own in kept] if self.is_server else []
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """Says in a line what the process group says of a worker that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise WorkerLost(f"another worker stopped, so this one cannot go on ({reason})") from error
 
 
 def _to_tensor(payload: bytes) -> Tensor:

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 
 from data_partitions.errors import DataError
-from fedsim.errors import ConfigurationError, TrainingError, unknown_name
+from fedsim.errors import ConfigurationError, TrainingError, WorkerLost, unknown_name
 
 COMMANDS = {
     "run": ("launch.run", "run one experiment; without --config, FLASC on handwritten digits"),
     "demo": ("launch.demo", "compare LoRA and FLASC on handwritten digits, with table and figure"),
-    "report": ("launch.report_command", "table and figure of finished runs: accuracy against uploaded bytes"),
+    "report": ("launch.report", "table and figure of finished runs: accuracy against uploaded bytes"),
     "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),
     "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets"),
     "bench": ("launch.bench", "measure client steps a second against a bare training loop"),
@@ -20,8 +20,8 @@ COMMANDS = {
 
 BAD_CONFIGURATION, FAILED, INTERRUPTED = 2, 1, 130
 SERVER_SPEAKS_SECONDS = 30
-"""All workers meet the same bad configuration. The others wait so long for the server worker to print its line, upon
-which the launcher ends them; who is still there speaks for itself."""
+"""How long a worker with nothing new to say waits for the one that has: all workers meet the same bad configuration,
+and who lost another worker was not the first to stop. The launcher ends who waits; who is still there then speaks."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(SERVER_SPEAKS_SECONDS)
         return _fail(error, BAD_CONFIGURATION, debug)
     except TrainingError as error:
+        return _fail(error, FAILED, debug)
+    except WorkerLost as error:
+        time.sleep(SERVER_SPEAKS_SECONDS)
         return _fail(error, FAILED, debug)
     except KeyboardInterrupt:
         if _speaks():

@@ -27,10 +27,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
-    parser.add_argument("--only", help="instead: one round of one contestant, to see its peak memory")
+    parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1 or arguments.threads < 1:
         raise ConfigurationError("--repeats and --threads are whole numbers of 1 or more")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ConfigurationError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}; make it")
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -39,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.payload:
         return _payload(arguments.repeats)
     if arguments.only is not None:
-        return _once(*arguments.only.split("/"))
+        return _once(arguments.only)
     rows = _measure(arguments.repeats, arguments.threads)
     _print(rows, arguments)
     if arguments.json is not None:
@@ -86,9 +88,14 @@ def _peak_memory(work: int, who: str, threads: int) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _once(work: str, who: str) -> int:
-    from launch.benchmarks.local_work import WORKS, Arena
+def _once(only: str) -> int:
+    from launch.benchmarks.local_work import WHO, WORKS, Arena
 
+    work, _, who = only.partition("/")
+    if work not in map(str, range(len(WORKS))) or who not in WHO:
+        raise ConfigurationError(
+            f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(WHO)}"
+        )
     Arena(WORKS[int(work)]).contestant(who)(1)
     print(peak_memory_bytes())
     return 0

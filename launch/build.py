@@ -65,12 +65,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     """
     seed = settings.run.seed
     data = settings.data.load()
-    partition = settings.partition.split(data.train["labels"].numpy(), data.user, generator(seed, Purpose.PARTITION))
-    if settings.run.cohort_size > partition.clients:
-        raise ConfigurationError(
-            f"cohort_size is {settings.run.cohort_size}, but there are {partition.clients} clients to sample without "
-            f"replacement; give at most {partition.clients}, or more clients (partition.clients)"
-        )
+    partition = _partition(settings, data)
     backbone = frozen_backbone(settings, data)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
     parameters = FlatParameters(model)
@@ -79,7 +74,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test)
     )
     _try_one_example(settings, model, task, test, fabric)
-    module = _module(settings.client, model, task)
+    module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
     trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
     experiment = Experiment(
@@ -95,6 +90,28 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         run=settings.run,
     )
     return Built(experiment, model, partition, task, pack, note)
+
+
+def _partition(settings: Settings, data: FederatedData) -> Partition:
+    """Splits the training set over clients, and checks that what came out can be sampled."""
+    if "labels" not in data.train:
+        raise ConfigurationError(
+            f"{type(settings.data).__name__} has no column labels, but {', '.join(data.train)}; give every example one"
+        )
+    random = generator(settings.run.seed, Purpose.PARTITION)
+    partition = settings.partition.split(data.train["labels"].numpy(), data.user, random)
+    examples, cohort = len(data.train["labels"]), settings.run.cohort_size
+    if len(partition.indices) and partition.indices.max() >= examples:
+        raise ConfigurationError(
+            f"{type(settings.partition).__name__} deals row {partition.indices.max()} of {examples} training examples; "
+            "rows count from 0"
+        )
+    if cohort > partition.clients:
+        raise ConfigurationError(
+            f"cohort_size is {cohort}, but there are {partition.clients} clients to sample without replacement; "
+            f"give at most {partition.clients}, or more clients (partition.clients)"
+        )
+    return partition
 
 
 def _try_one_example(settings: Settings, model: nn.Module, task: Task, test: Examples, fabric: Fabric) -> None:
@@ -167,4 +184,6 @@ def _trainer(
                 None,
             )
         note = f"client.pack {options.pack} falls back to one client after another: {reason}"
-    return SequentialTrainer(module, parameters, train, optimizer, penalty, autocast), 1, note
+    trainer = SequentialTrainer(module, parameters, train, optimizer, penalty, autocast)
+    trainer.dry_run()
+    return trainer, 1, note

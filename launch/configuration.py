@@ -68,14 +68,12 @@ def read_settings(argv: Sequence[str]) -> Settings:
     try:
         config = parser.parse_args(arguments)
         _check_values(config, parser)
+        _resolve_folders(config)
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise explain(error, parser, arguments) from error
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
-    if built.backbone.path is None:
-        raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
-    config.backbone.path = built.backbone.path = _absolute(built.backbone.path)
     if built.client.module is not None:
         built.client.module = _import_module(built.client.module)
     resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
@@ -180,13 +178,28 @@ def _find_modules_here() -> None:
         sys.path.append("")
 
 
+def _resolve_folders(config: Namespace) -> None:
+    """Makes the folders of backbone and data absolute, so that config.yaml repeats the run from anywhere."""
+    if config.backbone.path is None:
+        raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
+    config.backbone.path = _backbone_folder(config.backbone.path)
+    arguments = config.data.get("init_args", {})
+    for name in ("path", "cache"):
+        if isinstance(arguments.get(name), str):
+            arguments[name] = _absolute(arguments[name])
+
+
 def _absolute(path: str) -> str:
-    """Resolves what names a local folder: an existing path, one that starts like a path, or an embedded backbone."""
+    """Resolves an existing path, or one that starts like a path; anything else stays as it is."""
     local = Path(os.path.expanduser(path))
-    if local.exists() or path.startswith(("/", ".", "~")):
-        return str(local.resolve())
-    if "/" in path:
-        return path
+    return str(local.resolve()) if local.exists() or path.startswith(("/", ".", "~")) else path
+
+
+def _backbone_folder(path: str) -> str:
+    """Resolves a local folder or an embedded backbone; a hub id stays as it is."""
+    absolute = _absolute(path)
+    if "/" in absolute:
+        return absolute
     embedded = sorted(folder.name for folder in BACKBONES.iterdir() if folder.is_dir())
     if path not in embedded:
         raise ConfigurationError(

@@ -10,7 +10,7 @@ from fedsim.errors import ConfigurationError
 from launch.arguments import Arguments
 from launch.configuration import flatten, read_settings
 from launch.experiment import run
-from launch.report import report
+from launch.reports.report import report
 
 RUNS = {
     "lora": ("--method", "LoRA"),

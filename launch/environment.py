@@ -44,7 +44,8 @@ def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabr
     from fedsim.transport import Workers
 
     torch.set_num_threads(threads)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # its banner of ranks tells users nothing
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a banner of ranks tells users nothing
     local, nodes = _processes()
     gpu = accelerator == "cuda" or (accelerator == "auto" and torch.cuda.is_available())
     found = torch.cuda.device_count()

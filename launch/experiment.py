@@ -9,9 +9,12 @@ from lightning.fabric import Fabric
 from rich.console import Console
 
 import fedsim
+from data_partitions.errors import DataError
 from data_partitions.partition import Partition
 from fedsim.adapters import export_adapter
+from fedsim.checkpoint import Checkpoint
 from fedsim.errors import ConfigurationError
+from fedsim.ledger import require_length
 from fedsim.progress import Progress
 from fedsim.reporting import History, RunFiles
 from fedsim.simulation import Result, simulate
@@ -34,26 +37,28 @@ def run(settings: Settings, console: Console) -> Path | None:
 
     Raises:
         ConfigurationError: settings, data, backbone or run directory do not fit; nothing was written.
+        TrainingError: training diverged.
+        WorkerLost: another worker stopped.
     """
     fabric, workers = start_workers(settings.accelerator, settings.precision, settings.threads_per_worker)
-    try:
-        return run_on(settings, fabric, workers, console)
-    finally:
-        stop_workers()
+    path = run_on(settings, fabric, workers, console)
+    stop_workers()  # not after an error: others may be inside a collective, and the launcher ends them
+    return path
 
 
 def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Console) -> Path | None:
     """Runs one experiment on workers that have already found each other; otherwise as `run`."""
     built = build(settings, fabric)
-    if not workers.is_server:
+    directory = _agree(settings, built, workers)
+    if directory is None:
         simulate(built.experiment, workers, None, None)
         return None
-    name = f"{type(settings.method).__name__}-{type(settings.data).__name__}-s{settings.run.seed}"
-    with RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved) as directory:
+    with directory:
         checkpoint = directory.checkpoint
         for note in (*directory.notes, *([built.note] if built.note else [])):
             console.print(note, soft_wrap=True)
-        _keep_partition(built.partition, directory.path / "partition.npz", resuming=checkpoint is not None)
+        directory.begin(settings.resolved)
+        built.partition.save(directory.path / "partition.npz")
         history = History(**checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.run.rounds, done)
@@ -67,11 +72,37 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
     return directory.path
 
 
-def _keep_partition(partition: Partition, path: Path, resuming: bool) -> None:
-    """Saves which client holds which rows; a run that goes on must hold the same."""
-    if resuming and Partition.load(path).digest() != partition.digest():
-        raise ConfigurationError(f"{path} differs from what data and settings give now; were the data changed?")
-    partition.save(path)
+def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory | None:
+    """Opens the run directory on the server worker; where that is refused, every worker raises the refusal."""
+    directory: RunDirectory | None = None
+    refusal: ConfigurationError | None = None
+    if workers.is_server:
+        name = f"{type(settings.method).__name__}-{type(settings.data).__name__}-s{settings.run.seed}"
+        try:
+            directory = RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved)
+            if directory.checkpoint is not None:
+                _check_continuation(directory.path, directory.checkpoint, built)
+        except (ConfigurationError, DataError) as error:
+            refusal = error if isinstance(error, ConfigurationError) else ConfigurationError(str(error))
+            if directory is not None:
+                directory.release()
+    told = workers.broadcast([str(refusal or "").encode()] if workers.is_server else None)[0].decode()
+    if told:
+        raise refusal or ConfigurationError(told)
+    return directory
+
+
+def _check_continuation(path: Path, checkpoint: Checkpoint, built: Built) -> None:
+    """Refuses to go on from files that do not belong to what data and settings give now."""
+    if Partition.load(path / "partition.npz").digest() != built.partition.digest():
+        raise ConfigurationError(f"{path / 'partition.npz'} is not what data and settings give; were the data changed?")
+    held, expected = len(checkpoint.tensors["vector"]), built.experiment.parameters.layout.length
+    if held != expected:
+        raise ConfigurationError(
+            f"the checkpoint in {path} holds {held} trainable values, these settings have {expected}; "
+            "resume with the backbone that made it"
+        )
+    require_length(path / "ledger.csv", checkpoint.meta["history"]["ledger_position"])
 
 
 def _export(built: Built, result: Result, folder: Path, backbone_path: str) -> None:

@@ -1,5 +1,7 @@
 """The run directory: which one, who may write there, and whether what stands in it can go on."""
 
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,26 +49,32 @@ class RunDirectory:
         path = _first_free(default_name) if given is None else given
         if path.exists() and not path.is_dir():
             raise ConfigurationError(f"run_dir {path} is a file; give a directory")
-        held = {entry.name for entry in path.iterdir()} - {".lock"} if path.is_dir() else set()
-        if held and "config.yaml" not in held:
-            raise ConfigurationError(f"run_dir {path} holds something that is no run; give an empty or a new directory")
+        _refuse_foreign(path)
         lock = _lock(path)
         try:
+            held = _refuse_foreign(path)
             if held and not resume:
                 state = "a finished run" if "summary.json" in held else "an unfinished run (go on with --resume auto)"
                 raise ConfigurationError(f"run_dir {path} holds {state}; choose another run_dir")
             checkpoint, notes = _resumable(path, resolved) if held else (None, [])
-            write_atomically(path / "config.yaml", save_yaml(resolved))
-            (path / "summary.json").unlink(missing_ok=True)
         except BaseException:
             lock.release()
             raise
         return cls(path, lock, checkpoint, notes)
 
+    def begin(self, resolved: dict[str, Any]) -> None:
+        """Writes the settings, once everything was checked: from here on what stood here before is gone on with."""
+        write_atomically(self.path / "config.yaml", save_yaml(resolved))
+        (self.path / "summary.json").unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Lets others write here."""
         self._lock.release()
 
 
@@ -83,10 +91,26 @@ def _lock(path: Path) -> FileLock:
     return lock
 
 
+def _refuse_foreign(path: Path) -> set[str]:
+    """Returns the names of what a directory holds, hidden files aside, unless that is no run."""
+    held = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} if path.is_dir() else set()
+    if held and "config.yaml" not in held:
+        raise ConfigurationError(f"run_dir {path} holds something that is no run; give an empty or a new directory")
+    return held
+
+
 def _first_free(name: str) -> Path:
-    number = 0
-    while (path := Path("runs") / f"{name}-{number}").exists():
-        number += 1
+    """Makes the first directory that is free, so that two runs that start at once take two."""
+    path = Path("runs") / f"{name}-0"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        for number in count():
+            path = path.with_name(f"{name}-{number}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be made ({error.strerror}); give --run_dir") from error
     return path
 
 
@@ -105,11 +129,15 @@ def _resumable(path: Path, resolved: dict[str, Any]) -> tuple[Checkpoint | None,
         )
     checkpoint, notes = newest_checkpoint(path / "checkpoint")
     finished = (path / "summary.json").exists()
-    done = max(checkpoint.round if checkpoint else 0, before["rounds"] if finished else 0)
+    done = max(checkpoint.round if checkpoint else 0, before.get("rounds", 0) if finished else 0)
     if done > resolved["rounds"]:
         raise ConfigurationError(
             f"run_dir {path} is at round {done}; rounds is {resolved['rounds']}, give {done} or more"
         )
     if finished and done == resolved["rounds"]:
         raise ConfigurationError(f"run_dir {path} holds a finished run of {done} rounds; give more rounds to go on")
+    if checkpoint is None and finished:
+        raise ConfigurationError(f"run_dir {path} holds a finished run without a checkpoint; choose another run_dir")
+    if checkpoint is None:
+        notes = [*notes, f"run_dir {path} holds no checkpoint yet; the run starts anew"]
     return checkpoint, notes

@@ -129,3 +129,28 @@ def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path
     command = torchrun(3, "launch", "run", *long, "--run_dir", str(killed), "--resume", "auto")
     subprocess.run(command, check=True, timeout=120, cwd=ROOT, env=environment(), capture_output=True)
     assert bits(killed) == bits(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "status"),
+    [
+        (("--run_dir", "{foreign}"), "holds something that is no run", 2),
+        (("--run_dir", "{new}", "--client.lr", "1e30"), "values are not finite", 1),
+    ],
+    ids=["refused by the server worker alone", "a client diverges on its worker"],
+)
+def test_one_worker_says_in_one_line_what_went_wrong(
+    options: tuple[str, ...], said: str, status: int, tmp_path: Path
+) -> None:
+    """The others neither hang nor add tracebacks of broken connections."""
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    given = [option.format(foreign=tmp_path / "foreign", new=tmp_path / "new") for option in options]
+    command = torchrun(2, "launch", "run", "--rounds", "3", *given)
+    failed = subprocess.run(command, timeout=120, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert failed.returncode == 1
+    ours = [line for line in failed.stderr.splitlines() if line.startswith("fedsim: ")]
+    assert 1 <= len(ours) <= 2  # two where both workers' clients diverged
+    assert all(said in line for line in ours)
+    assert f"exitcode: {status}" in failed.stderr or f"exitcode  : {status}" in failed.stderr
+    assert "Connection closed" not in failed.stderr

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,30 @@ def test_a_kill_before_the_rename_leaves_the_older_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "round-000002").iterdir()) == sorted(FILES)
 
 
+@pytest.mark.parametrize("older", [(), (70, 80)], ids=["starts anew", "goes on at an older one"])
+def test_a_restart_past_damaged_checkpoints_leaves_none_of_them(older: tuple[int, ...], tmp_path: Path) -> None:
+    """They are newer by name than what the restart saves, and must neither hide it nor push it out."""
+    save(tmp_path, *older[:1])
+    # As a run leaves them that was killed while it kept round 90 and wrote round 110.
+    for round in (*older[1:], 90, 100):
+        save(tmp_path / "elsewhere", round)
+        (tmp_path / "elsewhere" / f"round-{round:06d}").rename(tmp_path / f"round-{round:06d}")
+    shutil.rmtree(tmp_path / "elsewhere")
+    for round in (90, 100):
+        flip(tmp_path / f"round-{round:06d}" / "state.safetensors", -1)
+    (tmp_path / ".round-000110.tmp").mkdir()
+    (tmp_path / ".round-000110.tmp" / "state.json").write_text("{")
+    found, damaged = newest_checkpoint(tmp_path)
+    assert (found.round if found else 0, len(damaged)) == (max(older, default=0), 2)
+    first, second = max(older, default=0) + 10, max(older, default=0) + 20
+    save(tmp_path, first)
+    assert newest(tmp_path).round == first
+    save(tmp_path, second)
+    assert newest_checkpoint(tmp_path)[1] == []
+    assert newest(tmp_path).round == second
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"round-{first:06d}", f"round-{second:06d}"]
+
+
 def test_the_older_one_stays_until_the_new_one_was_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Disks lie: what was written damaged must not cost the checkpoint before it."""
     save(tmp_path, 1, 2)
@@ -185,12 +210,18 @@ def test_the_older_one_stays_until_the_new_one_was_read_back(tmp_path: Path, mon
 
 
 def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both files, then the folder that names them; after the rename, the folder that holds it."""
     events: list[str] = []
     sync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (events.append("flush"), sync(descriptor))[1])
+
+    def flush(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
     save(tmp_path, 1)
-    assert events == ["flush", "flush", "rename", "flush"]
+    assert events == ["file", "file", "folder", "rename", "folder"]
 
 
 def test_views_and_parameters_are_saved_as_plain_tensors(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import copy
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import lightning
@@ -14,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from fedsim.client import ClientModule, Recorder, Trained, set_client_mode, weighted_mean
 from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob
-from fedsim.optimizers import SGD, AdamW
+from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from methods.lora import LoRA
 from tests import tiny
 
@@ -81,18 +82,6 @@ def test_a_result_is_the_callers_to_keep() -> None:
     assert torch.equal(first.job.start, built.start())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "plain_sgd"])
-def test_masked_entries_keep_their_gradient_out(optimizer: str) -> None:
-    built = tiny.build()
-    mask = (torch.arange(len(built.vector)) % 3 > 0).float()
-    job = built.job(0, 10, gradient_mask=mask)
-    rule = tiny.LOCAL_OPTIMIZERS[optimizer]
-    trained = train(built, job, optimizer=rule)
-    decay = (1 - 0.05 * rule.weight_decay) ** len(job.batches) if isinstance(rule, SGD) else 1.0
-    torch.testing.assert_close(trained[mask == 0], decay * job.start[mask == 0], rtol=1e-6, atol=0)
-    assert (trained[mask == 1] != job.start[mask == 1]).double().mean() > 0.9
-
-
 def test_rate_scale_multiplies_the_step_of_each_entry() -> None:
     built = tiny.build(dtype=torch.float64)
     scale = torch.tensor([0.0, 1.0, 2.5], dtype=torch.float64).repeat(len(built.vector) // 3)
@@ -127,6 +116,51 @@ def test_a_penalty_equals_adding_it_to_the_loss() -> None:
     module.mu, module.reference = 0.7, reference
     torch.testing.assert_close(trained, train(built, job, module=module), rtol=0, atol=1e-12)
     assert not torch.allclose(trained, train(built, job), rtol=0, atol=1e-3)
+
+
+def masked_jobs(built: tiny.Tiny) -> tuple[Tensor, list[ClientJob]]:
+    """A mask of zeros and ones, and jobs under it: one with a rate scale, and a neighbour where everything moves."""
+    mask = (torch.arange(len(built.vector)) % 3 > 0).to(built.vector)
+    fields = {"reference": built.start(1), "penalty_tensors": {"mu": torch.tensor(0.7)}}
+    return mask, [
+        built.job(0, 10, gradient_mask=mask, **fields),
+        built.job(1, 7, gradient_mask=mask, rate_scale=0.5 + mask, **fields),
+        built.job(2, 12, **fields),
+    ]
+
+
+def require_frozen(mask: Tensor, results: Iterable[Trained]) -> None:
+    """Under a mask the zeros keep every bit and the ones move; without one, everything moves."""
+    found = list(results)
+    assert len(found) == 3
+    for trained in found:
+        moved = trained.vector != trained.job.start
+        assert moved[mask == 1].double().mean() > 0.9
+        if trained.job.gradient_mask is None:
+            assert moved[mask == 0].double().mean() > 0.9
+        else:
+            assert not moved[mask == 0].any()
+
+
+@pytest.mark.parametrize("slots", [0, 2], ids=["one after another", "packed"])
+@pytest.mark.parametrize("rule", [SGD(0.05, 0.9, 0.01), AdamW(0.01, weight_decay=0.1)], ids=["sgd", "adamw"])
+def test_masked_entries_keep_every_bit(rule: LocalOptimizer, slots: int) -> None:
+    """Whatever would move them: gradient, momentum, penalty, weight decay."""
+    built = tiny.build()
+    mask, jobs = masked_jobs(built)
+    trainer = built.packed(slots, rule, proximal) if slots else built.sequential(rule, proximal)
+    require_frozen(mask, trainer.train(jobs))
+
+
+class WithDecay(ClientModule):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+
+
+def test_masked_entries_keep_every_bit_under_a_modules_own_optimizer() -> None:
+    built = tiny.build()
+    mask, jobs = masked_jobs(built)
+    require_frozen(mask, built.sequential(penalty=proximal, module=WithDecay(built.model)).train(jobs))
 
 
 def test_the_loss_that_is_logged_is_without_the_penalty() -> None:
@@ -308,3 +342,14 @@ def test_each_result_comes_as_soon_as_it_is_done() -> None:
     first = next(iter(results))
     assert isinstance(first, Trained)
     assert torch.equal(built.vector, first.vector)
+
+
+def test_a_module_that_logs_a_whole_batch_is_answered_before_it_trains() -> None:
+    class LogsRows(OnlyTrainingStep):
+        def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            self.log("rows", batch["weight"])
+            return super().training_step(batch, batch_idx)
+
+    built = tiny.build()
+    with pytest.raises(ConfigurationError, match=r"logs 'rows' of shape \(2,\)"):
+        built.sequential(module=LogsRows(built.model)).dry_run()

@@ -111,6 +111,29 @@ def test_a_clients_bits_do_not_depend_on_its_neighbours(lora_dropout: float, dty
         assert among.logged == alone.logged
 
 
+@pytest.mark.parametrize("optimizer", tiny.LOCAL_OPTIMIZERS)
+@every_dtype
+def test_a_clients_bits_do_not_depend_on_what_its_neighbours_may_move(optimizer: str, dtype: torch.dtype) -> None:
+    """A mask or a rate scale next door, or an empty slot: the step must round as if nobody were there."""
+    built = tiny.build(dtype=dtype)
+    rule, places = tiny.LOCAL_OPTIMIZERS[optimizer], torch.arange(len(built.vector))
+
+    def job(client: int, examples: int, **fields: Any) -> ClientJob:
+        tensors = {"mu": torch.tensor(0.1 * client, dtype=dtype), "pull": 0.1 * built.start(80 + client)}
+        start = built.start(client)
+        return built.job(
+            client, examples, start=start, reference=built.start(50), penalty_tensors=tensors, epochs=2, **fields
+        )
+
+    masked = job(10, 14, gradient_mask=(places % 2).to(dtype))
+    scaled = job(11, 9, rate_scale=0.5 + (places % 3).to(dtype))
+    for ours in (job(1, 10), job(1, 10, gradient_mask=(places % 3 > 0).to(dtype))):
+        (alone,) = built.packed(SLOTS, rule, proximal).train([ours])
+        for neighbours in ([masked], [scaled, masked], [job(12, 3)]):
+            among = by_client(built.packed(SLOTS, rule, proximal).train([*neighbours, ours]))[1]
+            assert torch.equal(among.vector, alone.vector)
+
+
 def test_a_trainer_trains_the_next_cohort_afresh() -> None:
     """Nothing of the first one stays in the slots: no momentum, no vector."""
     built = tiny.build()
@@ -127,6 +150,53 @@ def test_the_model_is_itself_again_after_training() -> None:
     assert torch.equal(built.vector, before)
     assert not any("forward" in vars(module) for module in built.model.modules())
     assert not built.parameters.gradient.any()
+
+
+def test_a_trainer_that_was_left_midway_trains_the_next_cohort_afresh() -> None:
+    """A round that raises closes the generator at its yield, with clients still in the slots."""
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=0.5))
+    trainer, jobs = built.packed(SLOTS), jobs_of(built)
+    results = trainer.train(jobs)
+    next(results)
+    results.close()  # type: ignore[attr-defined]
+    assert not any("forward" in vars(module) for module in built.model.modules())
+    again, fresh = by_client(trainer.train(jobs[1:])), by_client(built.packed(SLOTS).train(jobs[1:]))
+    assert sorted(again) == [job.client for job in jobs[1:]]
+    for client, expected in fresh.items():
+        assert torch.equal(again[client].vector, expected.vector)
+        assert again[client].logged == expected.logged
+
+
+def test_the_model_is_itself_while_a_result_is_looked_at() -> None:
+    """Between two results anybody may run it on one plain batch."""
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=0.5))
+    inputs = built.train.batch(torch.arange(5))["pixel_values"]
+
+    def logits() -> Tensor:
+        with torch.no_grad():
+            return built.model.eval()(pixel_values=inputs).logits
+
+    built.parameters.load(built.start(9))
+    before, seen = logits(), 0
+    for _ in built.packed(SLOTS).train(jobs_of(built)):
+        assert not any("forward" in vars(module) for module in built.model.modules())
+        assert torch.equal(logits(), before)
+        seen += 1
+    assert seen == len(SIZES)
+
+
+class Breaks(ClientModule):
+    def example_losses(self, batch: dict[str, Tensor]) -> Tensor:
+        super().example_losses(batch)
+        raise RuntimeError("in the middle of a step")
+
+
+def test_the_model_is_itself_after_a_step_that_broke() -> None:
+    built = tiny.build(LoRA(lora_rank=2, lora_dropout=0.5))
+    built.module = Breaks(built.model)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        list(built.packed(SLOTS).train(jobs_of(built)))
+    assert not any("forward" in vars(module) for module in built.model.modules())
 
 
 def test_one_slot_and_more_slots_than_jobs_work_too() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fedsim.errors import ConfigurationError
 from fedsim.task import Classification, task_named
+from tests import tiny
 
 
 class Table(nn.Module):
@@ -62,3 +63,15 @@ def test_tasks_go_by_the_names_that_data_sets_give() -> None:
         assert isinstance(task_named(name), Classification)
     with pytest.raises(ConfigurationError, match="did you mean"):
         task_named("image_clasification")
+
+
+def test_images_of_another_size_than_the_backbone_interpolate_its_positions() -> None:
+    """CIFAR-10 at 64 px on a backbone pretrained at 224: without it, transformers refuses the size."""
+    built = tiny.build()
+    images = torch.randn(3, 1, 12, 12)
+    with torch.no_grad():
+        found = Classification().outputs(built.model, {"pixel_values": images, "weight": torch.ones(3)})["logits"]
+        expected = built.model(pixel_values=images, interpolate_pos_encoding=True).logits
+    assert torch.equal(found, expected)
+    with pytest.raises(ValueError, match="size"):
+        built.model(pixel_values=images)

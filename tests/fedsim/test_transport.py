@@ -10,7 +10,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim import transport
+from fedsim.errors import WorkerLost
 from fedsim.transport import Workers, _groups
 
 CPU = torch.device("cpu")
@@ -37,6 +37,23 @@ def test_one_worker_hears_itself() -> None:
     assert alone.broadcast([]) == []
     assert list(alone.gather({2: b"x", 0: b"yz"}, [0, 0, 0, 0])) == [(0, b"yz"), (1, b""), (2, b"x"), (3, b"")]
     assert alone.sum(torch.tensor([1.5])).tolist() == [1.5]
+
+
+@pytest.mark.parametrize("name", ["broadcast", "all_reduce", "all_gather"])
+def test_a_worker_that_is_gone_is_said_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever collective notices; the process group's own message comes with a stack of C++."""
+
+    def closed(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:1\nException raised from ...\nframe #0")
+
+    for collective in ("broadcast", "all_reduce", "all_gather_single", "all_gather_into_tensor"):
+        broken = collective.startswith(name)
+        monkeypatch.setattr(dist, collective, closed if broken else lambda *_: None, raising=False)
+    workers = Workers(1, 2, CPU)
+    with pytest.raises(WorkerLost, match="another worker stopped") as lost:
+        workers.broadcast(None) if name == "broadcast" else list(workers.gather({0: b"abc"}, [1, 0]))
+    assert "Connection closed by peer [127.0.0.1]:1" in str(lost.value)
+    assert "\n" not in str(lost.value)
 
 
 def payload(position: int, size: int) -> bytes:
@@ -85,12 +102,9 @@ def check_gather_at_the_edges(workers: Workers) -> None:
 
 def check_gather_in_groups(workers: Workers) -> None:
     """With room for 100 bytes at once, most payloads are a group of their own, and some groups are all empty."""
-    whole, transport.PIECE_BYTES = transport.PIECE_BYTES, 100
-    try:
-        require_gathered(workers, {0: 60, 1: 60, 2: 30, 4: 900, 6: 1, 9: 100}, [2, 1, 0, 0, 2, 1, 1, 0, 0, 2])
-        require_gathered(workers, {0: 101, 4: 101}, [0, 1, 2, 0, 1])
-    finally:
-        transport.PIECE_BYTES = whole
+    small = Workers(workers.rank, COUNT, CPU, piece_bytes=100)
+    require_gathered(small, {0: 60, 1: 60, 2: 30, 4: 900, 6: 1, 9: 100}, [2, 1, 0, 0, 2, 1, 1, 0, 0, 2])
+    require_gathered(small, {0: 101, 4: 101}, [0, 1, 2, 0, 1])
 
 
 def check_sum(workers: Workers) -> None:
@@ -100,7 +114,7 @@ def check_sum(workers: Workers) -> None:
         whole = whole.to(dtype)
         mine = whole * (torch.arange(10) % COUNT == workers.rank)
         before = mine.clone()
-        assert torch.equal(workers.sum(mine.clone()), whole)
+        assert torch.equal(workers.sum(mine), whole)
         assert torch.equal(mine, before)
 
 

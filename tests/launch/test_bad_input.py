@@ -1,6 +1,7 @@
 """Every mistake is one line that says what was given, what was expected and what to do; nothing is written."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,14 +17,26 @@ from launch.__main__ import main
 
 USER_MODULE = """
 import lightning
+import numpy as np
 import torch
 from data_partitions.dataset import DataSet, FederatedData
+from data_partitions.partition import Partition, Partitioner
 from fedsim.method import Method
 
 class BadLabels(DataSet):
     def load(self):
         columns = {"pixel_values": torch.zeros(4, 1, 8, 8), "labels": torch.tensor([0, 1, 2, 7])}
         return FederatedData(columns, columns, ("a", "b", "c"), "image_classification")
+
+class Unlabelled(DataSet):
+    def load(self):
+        columns = {"pixel_values": torch.zeros(400, 1, 8, 8)}
+        return FederatedData(columns, columns, (), "image_classification")
+
+class Beyond(Partitioner):
+    def split(self, labels, user, generator):
+        rows = np.arange(1, len(labels) + 1)
+        return Partition(np.linspace(0, len(rows), 21).astype(np.int64), rows, {})
 
 class Colour(DataSet):
     def load(self):
@@ -54,6 +67,33 @@ class Greedy(lightning.LightningModule):
 class Demanding(lightning.LightningModule):
     def __init__(self, backbone, width):
         super().__init__()
+
+class Plain(lightning.LightningModule):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def training_step(self, batch, batch_idx):
+        logits = self.backbone(pixel_values=batch["pixel_values"]).logits
+        return torch.nn.functional.cross_entropy(logits, batch["labels"])
+
+class Silent(Plain):
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+
+class LogsText(Plain):
+    def training_step(self, batch, batch_idx):
+        self.log("mood", "fine")
+        return super().training_step(batch, batch_idx)
+
+class Manual(Plain):
+    def __init__(self, backbone):
+        super().__init__(backbone)
+        self.automatic_optimization = False
+
+class TwoOptimizers(Plain):
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.parameters(), lr=0.1)]
 """
 
 FILES = {
@@ -193,6 +233,8 @@ ROWS: list[Row] = [
     row("run --data bad_input_user.BadLabels", "label 7 at row 3", "expected 0 to 2"),
     row("run --data bad_input_user.Colour", "glyphs cannot read Colour", "Expected 1 but got 3", "--backbone.path"),
     row("run --data bad_input_user.Needy", "data.path missing", "give --data.path VALUE"),
+    row("run --data bad_input_user.Unlabelled", "Unlabelled has no column labels", "pixel_values", "give every"),
+    row("run --partition bad_input_user.Beyond", "Beyond deals row 1437 of 1437 training examples", "count from 0"),
     row("run --partition Natural", "without users", "use Dirichlet or IID"),
     row("run --client.module nowhere.Mine", "client.module 'nowhere.Mine' cannot be imported", "class path"),
     row("run --client.module bad_input_broken.Mine", "cannot be imported", "SyntaxError", "class path"),
@@ -201,6 +243,11 @@ ROWS: list[Row] = [
     row("run --client.module bad_input_user.NoModule", "client.module NoModule", "expected a LightningModule"),
     row("run --client.module bad_input_user.Greedy", "trains extra.weight", "freeze it"),
     row("run --client.module bad_input_user.Demanding", "Demanding cannot be made", "takes the backbone alone"),
+    row("run --client.module bad_input_user.Silent", "returned NoneType without a loss", "expected a tensor"),
+    row("run --client.module bad_input_user.LogsText", "logs 'mood' as a str", "log its value"),
+    row("run --client.module bad_input_user.Manual", "Manual sets automatic_optimization to False", "leave it out"),
+    row("run --client.module bad_input_user.TwoOptimizers", "TwoOptimizers.configure_optimizers returned list",
+        "expected one torch optimiser"),
     # Files of settings.
     row("run --config missing.yaml", "missing.yaml is no file", "give a YAML file or a preset"),
     row("run --config foreign", "foreign is no file", "give a YAML file or a preset"),
@@ -234,6 +281,15 @@ ROWS: list[Row] = [
         "client.lr was 0.02 and is 0.5", "seed was 0 and is 3"),
     row("run {same} --run_dir stopped --resume auto --method LoRA", "cannot be resumed", "method was methods.flasc"),
     row("run --run_dir garbled --resume auto", "garbled/config.yaml cannot be read", "choose another"),
+    # Measurements.
+    row("bench --repeats 0", "--repeats and --threads", "1 or more"),
+    row("bench --threads 0", "--repeats and --threads", "1 or more"),
+    row("bench --memory_rounds 0", "rounds is 0", "1 or more"),
+    row("bench --only bogus/x", "--only is 'bogus/x'", "expected 0/bare", "fedsim_packed"),
+    row("bench --only 0", "--only is '0'", "expected 0/bare", "fedsim_packed"),
+    row("bench --only 99/bare", "--only is '99/bare'", "a work below 2"),
+    row("bench --only 0/bare/x", "--only is '0/bare/x'", "expected 0/bare"),
+    row("bench --json nowhere/rows.json", "--json is nowhere/rows.json", "no folder nowhere"),
     # Runs that are not there.
     row("report", "runs", "fedsim report --help"),
     row("report nowhere", "nowhere does not exist", "give a run directory"),
@@ -320,6 +376,18 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert contents(workshop) == before
     shown = [warning for warning in recwarn if not issubclass(warning.category, DeprecationWarning)]
     assert shown == [], "a warning would stand on standard error, too"
+
+
+def test_training_that_diverges_is_one_line(
+    workshop: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """No mistake that can be seen before: the run has begun, and what it wrote stays to be looked at."""
+    assert ask("run --rounds 3 --client.lr 1e30 --run_dir new") == 1
+    err = capsys.readouterr().err
+    where = r"fedsim: the update of client \d+ in round 1: \d+ of \d+ values are not finite"
+    assert re.fullmatch(where + "; lower client.lr or server.lr\n", err)
+    assert not (workshop / "new" / "summary.json").exists()
+    assert (workshop / "new" / "metrics.csv").exists()
 
 
 def test_a_new_run_dir_is_not_made(workshop: Path) -> None:

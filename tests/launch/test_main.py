@@ -10,7 +10,7 @@ import pytest
 
 import launch.__main__ as console
 from data_partitions.errors import DataError
-from fedsim.errors import ConfigurationError, TrainingError
+from fedsim.errors import ConfigurationError, TrainingError, WorkerLost
 from launch.__main__ import main
 
 FEDSIM = Path(sys.executable).parent / "fedsim"
@@ -118,6 +118,7 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback(answers: Answers) ->
     [
         (ConfigurationError("wrong"), True, "fedsim: wrong\n"),
         (TrainingError("client 3 diverged"), False, "fedsim: client 3 diverged\n"),
+        (WorkerLost("another stopped"), True, "fedsim: another stopped\n"),
         (KeyboardInterrupt(), False, ""),
     ],
 )
@@ -149,3 +150,16 @@ def test_the_server_worker_speaks(
     monkeypatch.setenv("RANK", "0")
     assert main(["run"]) == 2
     assert capsys.readouterr().err == "fedsim: wrong\n"
+
+
+def test_the_server_worker_waits_too_where_another_stopped_first(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who stopped says why, and the launcher ends the rest; a line of its own would hide that one."""
+    slept: list[float] = []
+    monkeypatch.setattr(console.time, "sleep", slept.append)
+    answers(WorkerLost("another worker stopped"))
+    monkeypatch.setenv("RANK", "0")
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == "fedsim: another worker stopped\n"
+    assert slept == [console.SERVER_SPEAKS_SECONDS]

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from fedsim.errors import ConfigurationError
-from launch.curves import Band, group_runs
-from launch.figures import COLOURS, LINES, MARKERS, draw
-from launch.report import parse_target, report
-from launch.run_results import find_runs, read_run
+from launch.reports.curves import Band, group_runs
+from launch.reports.figures import COLOURS, LINES, MARKERS, draw
+from launch.reports.report import parse_target, report
+from launch.reports.results import find_runs, read_run
 
 HEADER = "round,upload_bytes,download_bytes,upload_value_bytes,download_value_bytes,accuracy,loss,seconds"
 BETTER = {"accuracy": True, "loss": False}
@@ -70,7 +70,7 @@ def pictures() -> None:
 @pytest.fixture(autouse=True)
 def _without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("launch.report.render", lambda figure, kind: b"")
+        monkeypatch.setattr("launch.reports.report.render", lambda figure, kind: b"")
 
 
 @pytest.fixture
@@ -342,6 +342,9 @@ def test_the_table_fits_a_terminal_of_80_columns(three_seeds: Path) -> None:
 
 
 def test_report_starts_without_the_heavy_libraries() -> None:
-    code = "import sys, launch.report; print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    code = (
+        "import sys, launch.reports.report; "
+        "print([m for m in ('torch', 'transformers', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -30,7 +30,8 @@ def open_run(path: Path | None, resume: bool = False, **changes: Any) -> RunDire
 
 def stopped_run(path: Path, *rounds: int) -> Path:
     """A run that left checkpoints of these rounds."""
-    with open_run(path):
+    with open_run(path) as directory:
+        directory.begin(RESOLVED)
         for round in rounds:
             save_checkpoint(path / "checkpoint", Checkpoint(round, {"vector": torch.ones(3)}, {"history": round}))
     return path
@@ -54,16 +55,47 @@ def test_without_a_directory_the_first_free_name_is_taken(tmp_path: Path, monkey
     assert taken == [f"runs/FLASC-Digits-s0-{number}" for number in (0, 1, 3)]
 
 
+def test_two_runs_that_start_at_once_take_two_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory itself is the claim: between the look for a free name and the lock there is no gap."""
+    monkeypatch.chdir(tmp_path)
+    with open_run(None) as first, open_run(None) as second:
+        assert [str(found.path) for found in (first, second)] == ["runs/FLASC-Digits-s0-0", "runs/FLASC-Digits-s0-1"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_where_runs_cannot_be_made_the_user_is_asked_for_a_directory(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if kind == "file":
+        Path("runs").write_text("")
+    else:
+        Path("runs").symlink_to("nowhere")
+    with pytest.raises(ConfigurationError, match=r"runs/FLASC-Digits-s0-0 cannot be made \(.*\); give --run_dir"):
+        open_run(None)
+
+
 def test_a_new_directory_holds_the_settings_and_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run"
     with open_run(path) as directory:
         assert (directory.path, directory.checkpoint, directory.notes) == (path, None, [])
+        assert [entry.name for entry in path.iterdir()] == [".lock"]
+        directory.begin(RESOLVED)
         assert yaml.safe_load((path / "config.yaml").read_text()) == RESOLVED
 
 
 def test_an_empty_directory_is_as_good_as_a_new_one(tmp_path: Path) -> None:
     with open_run(tmp_path, resume=True) as directory:
         assert directory.checkpoint is None
+
+
+def test_hidden_files_make_no_directory_foreign(tmp_path: Path) -> None:
+    """A file browser or a version control leaves them anywhere."""
+    (tmp_path / ".DS_Store").write_text("")
+    (tmp_path / ".git").mkdir()
+    with open_run(tmp_path) as directory:
+        assert (directory.checkpoint, directory.notes) == (None, [])
+    assert (tmp_path / ".git").is_dir()
 
 
 def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
@@ -76,13 +108,20 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_released_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), open_run(tmp_path):
-        raise RuntimeError
+    def fail_after_beginning() -> None:
+        with open_run(tmp_path) as directory:
+            directory.begin(RESOLVED)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_after_beginning()
     for changes in ({"seed": 1}, {"client": {"lr": 0.2}}):
         with pytest.raises(ConfigurationError, match="other settings"):
             open_run(tmp_path, resume=True, **changes)
     with pytest.raises(ConfigurationError, match="unfinished"):
         open_run(tmp_path)
+    directory = open_run(tmp_path, resume=True)
+    directory.release()
     with open_run(tmp_path, resume=True) as directory:
         assert directory.checkpoint is None
 
@@ -108,6 +147,9 @@ def test_a_finished_run_stays_unless_it_gets_more_rounds(tmp_path: Path) -> None
     with open_run(path, resume=True, rounds=6) as directory:
         assert directory.checkpoint is not None
         assert directory.checkpoint.round == 4
+        assert (path / "summary.json").exists()
+        assert yaml.safe_load((path / "config.yaml").read_text()) == RESOLVED
+        directory.begin(RESOLVED | {"rounds": 6})
         assert not (path / "summary.json").exists()
         assert yaml.safe_load((path / "config.yaml").read_text())["rounds"] == 6
 
@@ -116,7 +158,15 @@ def test_a_finished_run_that_lost_its_checkpoints_is_not_run_anew(tmp_path: Path
     path = finish(stopped_run(tmp_path / "run"))
     with pytest.raises(ConfigurationError, match="finished run of 4 rounds"):
         open_run(path, resume=True)
+    with pytest.raises(ConfigurationError, match="finished run without a checkpoint; choose another run_dir"):
+        open_run(path, resume=True, rounds=6)
     assert (path / "summary.json").exists()
+
+
+def test_an_unfinished_run_without_a_checkpoint_starts_anew_and_says_so(tmp_path: Path) -> None:
+    with open_run(stopped_run(tmp_path / "run"), resume=True) as directory:
+        assert directory.checkpoint is None
+        assert directory.notes == [f"run_dir {tmp_path / 'run'} holds no checkpoint yet; the run starts anew"]
 
 
 def test_an_unfinished_run_goes_on_from_its_newest_checkpoint(tmp_path: Path) -> None:

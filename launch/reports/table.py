@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launch.curves import Curve
-from launch.figures import is_fraction
-from launch.run_results import RunResult
+from launch.reports.curves import Curve
+from launch.reports.figures import is_fraction
+from launch.reports.results import RunResult
 
 MEANING = "Mean over seeds (smallest–largest); bytes of all clients; 1 MB is 10^6 bytes."
 CSV_COLUMNS = (

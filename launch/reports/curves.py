@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.run_results import RunResult
+from launch.reports.results import RunResult
 
 Settings = Mapping[str, str]
 Items = tuple[tuple[str, str], ...]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from launch.curves import Band
+from launch.reports.curves import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

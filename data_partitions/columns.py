@@ -1,0 +1,287 @@
+"""Columns of one split of a data set: from a local folder or file, or from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import threading
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_partitions.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
+"""The formats that are read, the first one found winning where a split lies there in several."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+PROBE_SECONDS = 3.0
+
+
+def load_columns(path: str, split: str, columns: Sequence[str]) -> Dataset:
+    """Reads some columns of one split.
+
+    A folder's file of a split is `train.parquet`, its shards `train-00000-of-00002.parquet` and so on, in the folder
+    or, as in a clone from the hub, in one folder below it; .jsonl, .jsonl.gz and .csv likewise. A single file is read
+    only for the split that it is named after, so that no file is trained on and tested on by mistake.
+
+    Args:
+        path: a local folder or file (an existing path, or anything that starts with `/`, `.` or `~`) or a hub id
+            `owner/name`, which `datasets` downloads once and keeps.
+        split: the split's name, such as "train".
+        columns: the names of the columns to read.
+
+    Returns:
+        These columns, in this order; a local file's are in memory.
+
+    Raises:
+        DataError: if there is nothing under `path` (the hub is given 3 seconds), no file for the split, a column is
+            missing or lacks a value, or a file is broken.
+    """
+    names = list(dict.fromkeys(columns))
+    if is_local(path):
+        return _read_local(find_files(path, split), names)
+    if not HUB_ID.fullmatch(path):
+        raise DataError(
+            f"data.path {path!r} is no folder here and no hub id, expected a local folder or owner/name: correct it"
+        )
+    return _load_hub(path, split, names)
+
+
+def is_local(path: str) -> bool:
+    """Tells whether a path means a file or folder here rather than a hub id."""
+    return path.startswith(("/", ".", "~")) or os.path.exists(path)
+
+
+def find_files(path: str, split: str) -> list[Path]:
+    """Finds a split's files.
+
+    Args:
+        path: a local folder or file, `~` allowed.
+        split: the split's name.
+
+    Returns:
+        One file, or all shards in order; never empty, and all of one format.
+
+    Raises:
+        DataError: where there is nothing, a shard is missing, or several folders below hold the split.
+    """
+    root = Path(os.path.expanduser(path))
+    if not root.exists():
+        raise DataError(f"data.path {path!r} does not exist, expected a folder of files such as {split}.parquet")
+    try:
+        found = _find_groups(root, split)
+    except OSError as error:
+        raise DataError(
+            f"data.path {path!r} cannot be listed ({_first_line(error)}): correct its permissions"
+        ) from error
+    if len(found) > 1:
+        raise DataError(
+            f"data.path {path!r} holds {split} in {len(found)} folders, {found[0][0].parent.name} and"
+            f" {found[1][0].parent.name} among them, expected one: give that folder's path"
+        )
+    if not found:
+        raise DataError(
+            f"data.path {path!r} has no file for the split {split}, expected {split}{' or '.join(SUFFIXES)}: rename one"
+        )
+    return found[0]
+
+
+def _find_groups(root: Path, split: str) -> list[list[Path]]:
+    """The split's files in `root`, or where it has none those in each folder below."""
+    if root.is_file():
+        folders = [[root]]
+    elif _match(root.iterdir(), split):
+        folders = [list(root.iterdir())]
+    else:
+        folders = [list(folder.iterdir()) for folder in sorted(root.iterdir()) if folder.is_dir()]
+    return [files for folder in folders if (files := _match(folder, split))]
+
+
+def _match(files: Iterable[Path], split: str) -> list[Path]:
+    """The files of a split among these: `split.parquet`, else its shards, else the same in the next format."""
+    names = {file.name: file for file in files if file.is_file()}
+    for suffix in SUFFIXES:
+        if whole := names.get(split + suffix):
+            return [whole]
+        pattern = re.compile(rf"{re.escape(split)}-(\d+)-of-(\d+){re.escape(suffix)}")
+        shards = sorted(name for name in names if pattern.fullmatch(name))
+        if shards:
+            _check_shards(names[shards[0]].parent, [(m[1], m[2]) for name in shards if (m := pattern.fullmatch(name))])
+            return [names[name] for name in shards]
+    return []
+
+
+def _check_shards(folder: Path, numbers: list[tuple[str, str]]) -> None:
+    """Refuses a download that was cut short, or two downloads in one folder."""
+    total = int(numbers[0][1])
+    if [(int(number), int(of)) for number, of in numbers] != [(number, total) for number in range(total)]:
+        raise DataError(
+            f"{folder} has {len(numbers)} shards of a split in {total}, expected each number once: download it again"
+        )
+
+
+def _read_local(files: list[Path], columns: list[str]) -> Dataset:
+    import pyarrow
+    from datasets import Dataset
+
+    tables = [_read_file(file, columns) for file in files]
+    try:
+        return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"{files[0]} and its {len(files) - 1} further shards do not fit together ({_first_line(error)}),"
+            f" expected columns of one type: write them again"
+        ) from error
+
+
+def _read_file(file: Path, columns: list[str]) -> pyarrow.Table:
+    """Reads columns of one file and holds them to being there."""
+    import pyarrow
+
+    reader = {".parquet": _read_parquet, ".csv": _read_csv}.get(file.suffix, _read_jsonl)
+    try:
+        table = reader(file, columns)
+    except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
+        kind = "".join(file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:])
+        raise DataError(
+            f"{file} cannot be read ({_first_line(error)}), expected a whole {kind} file: get it again"
+        ) from error
+    for name in columns:
+        if table[name].null_count:
+            row = table[name].is_null().index(True).as_py()
+            raise DataError(f"{file} has no {name!r} at row {row}, expected a value in every row: fill or drop it")
+    return table
+
+
+def _read_parquet(file: Path, columns: list[str]) -> pyarrow.Table:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(file) as source:
+        _require(str(file), source.schema_arrow.names, columns)
+        return source.read(columns).select(columns)
+
+
+def _read_csv(file: Path, columns: list[str]) -> pyarrow.Table:
+    from pyarrow import csv
+
+    # Texts may hold line breaks, and an empty text is one; an empty number is a missing value.
+    table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
+    _require(str(file), table.column_names, columns)
+    return table.select(columns)
+
+
+def _read_jsonl(file: Path, columns: list[str]) -> pyarrow.Table:
+    import pyarrow
+
+    rows = list(_json_rows(file))
+    _require(str(file), list(dict.fromkeys(name for row in rows for name in row)), columns)
+    table = {}
+    for name in columns:
+        try:
+            table[name] = pyarrow.array([row.get(name) for row in rows])
+        except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # A lone surrogate is a ValueError.
+            raise DataError(
+                f"{file} has values in {name!r} that make no column ({_first_line(error)}), expected values of one"
+                f" type: correct them"
+            ) from error
+    return pyarrow.table(table)
+
+
+def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of a JSONL file; a broken line is named, which Arrow's own reader does not do."""
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{file} line {number} is no JSON ({_first_line(error)}), expected one object a line: correct it"
+                ) from error
+            if not isinstance(row, dict):
+                raise DataError(
+                    f"{file} line {number} is a JSON {type(row).__name__}, expected one object a line: correct it"
+                )
+            yield row
+
+
+def _require(where: str, present: Sequence[str], columns: list[str]) -> None:
+    missing = [name for name in columns if name not in present]
+    if missing:
+        there = ", ".join(map(repr, present)) or "none"
+        raise DataError(f"{where} has no column {missing[0]!r}, it has {there}: rename the column or give other data")
+
+
+def _load_hub(path: str, split: str, columns: list[str]) -> Dataset:
+    """Asks the hub, or where it does not answer takes what `datasets` prepared on an earlier day."""
+    import datasets
+
+    failure = _probe_hub(path)
+    try:
+        with _offline(failure is not None):
+            found = datasets.load_dataset(path, split=split)
+    except Exception as error:  # The hub, the network, the disk and every file format raise their own.
+        if failure and isinstance(error, ConnectionError):
+            raise DataError(
+                f"data.path {path!r} is no folder here, not in the cache, and cannot be had from the hub ({failure}):"
+                f" give downloaded files with --data.path FOLDER"
+            ) from error
+        raise DataError(
+            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}):"
+            f" give another id, or downloaded files with --data.path FOLDER"
+        ) from error
+    _require(f"data.path {path!r}", found.column_names, columns)
+    return found.select_columns(columns)
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Has `datasets` look into its own cache at once; left alone it would first retry for 23 seconds."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _probe_hub(hub_id: str) -> str | None:
+    """Asks the hub once whether it has a data set; why not, or None.
+
+    The thread bounds what no timeout of a socket does: name servers that do not answer, and redirects.
+    """
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE:
+        return "offline mode is on"
+    failures: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            HfApi(endpoint=config.HF_ENDPOINT).dataset_info(hub_id, timeout=PROBE_SECONDS)
+            failures.append(None)
+        except Exception as error:
+            failures.append(f"{type(error).__name__}: {_first_line(error)}")
+
+    thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return failures[0] if failures else f"no answer within {PROBE_SECONDS:g} s"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -1,0 +1,205 @@
+"""Images as tensors: decoded once, kept in a file, and augmented, resized and normalised in batches on any device."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_partitions.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def decode_images(
+    cells: Sequence[bytes | None], size: tuple[int, int] | None = None, name: str = "image"
+) -> np.ndarray:
+    """Decodes images of one size to RGB.
+
+    Args:
+        cells: the content of a PNG, JPEG, ... file each, at least one; None decodes to nothing and is refused.
+        size: the height and width that every image must have; None for the first one's.
+        name: what to call an image in errors, such as "train image".
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Raises:
+        DataError: for an image that cannot be decoded or has another size.
+    """
+    height, width = size or _decode(cells[0], 0, name).shape[:2]
+    images = np.empty((len(cells), 3, height, width), dtype=np.uint8)
+    for row, cell in enumerate(cells):
+        pixels = _decode(cell, row, name)
+        if pixels.shape[:2] != (height, width):
+            raise DataError(
+                f"{name} at row {row} is {pixels.shape[0]} x {pixels.shape[1]} pixels high and wide, expected"
+                f" {height} x {width}: resize or drop it"
+            )
+        images[row] = pixels.transpose(2, 0, 1)
+    return images
+
+
+def cached_images(
+    cells: Sequence[bytes | None], folder: str | Path, size: tuple[int, int] | None = None, name: str = "image"
+) -> np.ndarray:
+    """Decodes images, or reads what an earlier call decoded.
+
+    The file is named after the encoded images' content and Pillow's version, is written whole or not at all, and is
+    made again where it does not hold what its checksum says. A folder that cannot be written to is done without.
+
+    Args:
+        cells: as in `decode_images`.
+        folder: where decoded images are kept, `~` allowed; made where missing.
+        size: as in `decode_images`.
+        name: as in `decode_images`.
+
+    Returns:
+        uint8 (N, 3, H, W).
+
+    Raises:
+        DataError: as in `decode_images`.
+    """
+    file = Path(folder).expanduser() / f"images-{_digest(cells, size)}.npy"
+    images = _read_cache(file)
+    if images is None:
+        images = decode_images(cells, size, name)
+        _write_cache(file, images)
+    return images
+
+
+def draw_crop_flip(generator: np.random.Generator, shape: tuple[int, ...], padding: int = 4) -> dict[str, Tensor]:
+    """Draws what `random_crop_flip` needs.
+
+    Args:
+        generator: source of randomness.
+        shape: how many examples and how they are laid out, such as (steps, B).
+        padding: how far a crop moves at most, in pixels.
+
+    Returns:
+        `crop` int64 (*shape, 2), rows down and columns right, each in -padding to padding; `flip` bool (*shape).
+    """
+    import torch
+
+    crop = generator.integers(-padding, padding, (*shape, 2), endpoint=True)
+    return {"crop": torch.from_numpy(crop), "flip": torch.from_numpy(generator.random(shape) < 0.5)}
+
+
+def random_crop_flip(images: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+    """Moves each image by its own offset, filling by reflection, and then mirrors some left to right.
+
+    The same as padding by reflection, cropping to the old size and flipping, in one gather.
+
+    Args:
+        images: any dtype (B, C, H, W).
+        draws: `crop` (B, 2) and `flip` (B,) as `draw_crop_flip` makes them, for images higher and wider than its
+            padding; zeros change nothing.
+
+    Returns:
+        The same shape and dtype.
+    """
+    import torch
+
+    height, width = images.shape[-2:]
+    crop, flip = draws["crop"].long(), draws["flip"].bool()
+    across = torch.arange(width, device=images.device)
+    across = torch.where(flip[:, None], width - 1 - across, across)
+    rows = _reflect(torch.arange(height, device=images.device) + crop[:, :1], height)
+    columns = _reflect(across + crop[:, 1:], width)
+    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    return images.flatten(2).gather(2, pixels[:, None].expand(-1, images.shape[1], -1)).view_as(images)
+
+
+def resize(images: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Resizes by bicubic interpolation with antialiasing, overshoot at edges kept.
+
+    Args:
+        images: any dtype (B, C, H, W).
+        size: the new height and width, one number for both.
+
+    Returns:
+        float32 (B, C, *size); images of that size already only change their dtype.
+    """
+    from torch.nn import functional
+
+    size = (size, size) if isinstance(size, int) else size
+    if tuple(images.shape[-2:]) == size:
+        return images.float()
+    return functional.interpolate(images.float(), size=size, mode="bicubic", antialias=True)
+
+
+def normalise(images: Tensor, mean: float | Tensor, std: float | Tensor) -> Tensor:
+    """Scales pixels of 0 to 255 as a backbone was pretrained with.
+
+    Args:
+        images: float (B, C, H, W), 0 to 255.
+        mean: of pixels on a scale of 0 to 1; a tensor (C, 1, 1) on the same device for one per channel.
+        std: likewise.
+
+    Returns:
+        The same shape and dtype.
+    """
+    return (images / 255 - mean) / std
+
+
+def _reflect(positions: Tensor, size: int) -> Tensor:
+    """Mirrors positions outside 0 to size - 1 at the edge pixel, which is not repeated."""
+    return size - 1 - (size - 1 - positions.abs()).abs()
+
+
+def _decode(cell: bytes | None, row: int, name: str) -> np.ndarray:
+    """Decodes one image to uint8 (H, W, 3)."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(cell or b"")) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise whatever their format's parser does.
+        reason = " ".join(str(error).split()).split(" <_io", 1)[0] or type(error).__name__
+        raise DataError(
+            f"{name} at row {row} cannot be decoded ({reason}), expected a whole PNG or JPEG: replace or drop it"
+        ) from error
+
+
+def _digest(cells: Iterable[bytes | None], size: tuple[int, int] | None) -> str:
+    """Names the decoded images by all that decides them, in hexadecimal."""
+    import PIL
+
+    digest = hashlib.sha256(f"RGB {size} Pillow {PIL.__version__}".encode())
+    for cell in cells:
+        digest.update(len(cell or b"").to_bytes(8, "little"))
+        digest.update(cell or b"")
+    return digest.hexdigest()[:32]
+
+
+def _read_cache(file: Path) -> np.ndarray | None:
+    """The images of a cache file, or None where there is none or it is damaged."""
+    try:
+        with file.open("rb") as source:
+            images = np.load(source, allow_pickle=False)
+            whole = source.read() == hashlib.sha256(images.data).digest()
+    except (OSError, ValueError, EOFError, BufferError):
+        return None
+    return images if whole and images.dtype == np.uint8 and images.ndim == 4 else None
+
+
+def _write_cache(file: Path, images: np.ndarray) -> None:
+    """Writes the images and, behind them, their checksum."""
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as target:
+            np.save(target, images, allow_pickle=False)
+            target.write(hashlib.sha256(images.data).digest())
+        os.replace(unfinished, file)
+    except OSError:  # A read-only home or a full disk costs a later start some seconds, not this run.
+        pass
+    finally:
+        if unfinished.exists():
+            unfinished.unlink()

@@ -1,0 +1,148 @@
+"""CIFAR-10 from files like the hub's, and the real files where they are at hand."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from data_partitions.cifar10 import CIFAR10, LABEL_NAMES
+from data_partitions.dataset import FederatedData
+from data_partitions.errors import DataError
+
+REAL = Path(__file__).resolve().parents[3] / "shared/data/cifar10"
+EXAMPLES = {"train": 12, "test": 5}
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def write_split(folder: Path, split: str, **replaced: Any) -> None:
+    """Writes a split as on the hub; `replaced` gives other columns."""
+    generator = np.random.default_rng(EXAMPLES[split])
+    pixels = generator.integers(0, 256, (EXAMPLES[split], 32, 32, 3), dtype=np.uint8)
+    columns = {
+        "img": [{"bytes": encode(image), "path": None} for image in pixels],
+        "label": [row % 10 for row in range(len(pixels))],
+        **replaced,
+    }
+    features = None
+    if not replaced:
+        features = Features({"img": ImageFeature(), "label": ClassLabel(names=list(LABEL_NAMES))})
+    Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in EXAMPLES:
+        write_split(tmp_path, split)
+    return tmp_path
+
+
+def load(folder: Path, **arguments: Any) -> FederatedData:
+    return CIFAR10(str(folder), cache=str(folder / "cache"), **arguments).load()
+
+
+def test_columns_are_bytes(folder: Path) -> None:
+    data = load(folder)
+    for name, split in (("train", data.train), ("test", data.test)):
+        assert split["pixel_values"].shape == (EXAMPLES[name], 3, 32, 32)
+        assert split["pixel_values"].dtype == torch.uint8
+        assert split["labels"].dtype == torch.int64
+        assert split["labels"].tolist() == [row % 10 for row in range(EXAMPLES[name])]
+    pixels = np.random.default_rng(12).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(data.train["pixel_values"].permute(0, 2, 3, 1), pixels)
+    assert data.label_names == LABEL_NAMES
+    assert data.task == "image_classification"
+    assert data.user is None
+    assert len(list((folder / "cache").iterdir())) == 2
+    assert torch.equal(load(folder).train["pixel_values"], data.train["pixel_values"])
+
+
+def test_transform_augments_only_with_draws(folder: Path) -> None:
+    data = load(folder, image_size=64)
+    draws = {name: draw[1] for name, draw in data.draw(np.random.default_rng(1), (3, 12)).items()}
+    plain, again = data.transform(data.train, None), data.transform(data.train, {})
+    augmented, replayed = data.transform(data.train, draws), data.transform(data.train, draws)
+    for batch in (plain, augmented):
+        assert batch["pixel_values"].shape == (12, 3, 64, 64)
+        assert batch["pixel_values"].dtype == torch.float32
+        assert batch["pixel_values"].abs().max() < 2
+        assert batch["pixel_values"].mean().abs() < 0.1
+        assert torch.equal(batch["labels"], data.train["labels"])
+    assert torch.equal(plain["pixel_values"], again["pixel_values"])
+    assert torch.equal(augmented["pixel_values"], replayed["pixel_values"])
+    assert not torch.equal(plain["pixel_values"], augmented["pixel_values"])
+    assert data.train["pixel_values"].dtype == torch.uint8
+
+
+def test_without_augmentation_nothing_is_drawn(folder: Path) -> None:
+    data = load(folder, image_size=32, augment=False)
+    assert data.draw(np.random.default_rng(0), (2, 4)) == {}
+    expected = (data.test["pixel_values"] / 255 - 0.5) / 0.5
+    assert torch.equal(data.transform(data.test, {})["pixel_values"], expected)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"label": [0] * 4 + [10]}, "test label 10 at row 4 is outside the expected 0 to 9"),
+        ({"label": ["cat"] * 5}, "test column label holds string, expected integers"),
+        ({"img": ["a.png"] * 5}, "test column img holds string, expected encoded images"),
+        ({"img": [{"bytes": b"x", "path": None}] * 5}, "test image at row 0 cannot be decoded"),
+        ({"img": [{"bytes": encode(np.zeros((32, 31, 3), np.uint8)), "path": None}] * 5}, "row 0 is 32 x 31 pixels"),
+        ({"img": [], "label": []}, "has no rows in test"),
+    ],
+)
+def test_refuses_what_is_no_cifar10(folder: Path, replaced: dict[str, list], message: str) -> None:
+    write_split(folder, "test", **replaced)
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("cache/.*"))
+
+
+def test_refuses_a_missing_split_and_a_missing_column(folder: Path) -> None:
+    with pytest.raises(DataError, match="no file for the split test"):
+        load(folder / "train.parquet")
+    Dataset.from_dict({"image": [0], "label": [0]}).to_parquet(folder / "train.parquet")
+    with pytest.raises(DataError, match="no column 'img', it has 'image', 'label'"):
+        load(folder)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_refuses_an_image_size(size: Any) -> None:
+    with pytest.raises(DataError, match=r"data\.image_size is"):
+        CIFAR10(image_size=size)
+
+
+def test_importing_is_cheap() -> None:
+    code = (
+        "import sys, data_partitions.cifar10\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'datasets', 'pyarrow', 'PIL')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the real CIFAR-10 is not at {REAL}")
+def test_the_real_files(tmp_path: Path) -> None:
+    """1,000 images of each split, so that it stays fast; decoding all 60,000 takes 6 seconds."""
+    for split in EXAMPLES:
+        table = Dataset.from_parquet(str(REAL / f"{split}.parquet"), cache_dir=str(tmp_path / "datasets"))
+        assert len(table) == {"train": 50_000, "test": 10_000}[split]
+        table.select(range(1000)).to_parquet(tmp_path / f"{split}.parquet")
+    data = load(tmp_path)
+    for columns in (data.train, data.test):
+        assert columns["pixel_values"].shape == (1000, 3, 32, 32)
+        assert columns["labels"].unique().tolist() == list(range(10))
+        assert (columns["pixel_values"].float().mean((0, 2, 3)) - torch.tensor([125, 123, 114])).abs().max() < 5
