@@ -54,9 +54,11 @@ def test_no_augmentation_by_default(digits: FederatedData) -> None:
 
 
 def test_accepts_users_and_tasks_without_labels() -> None:
-    FederatedData(columns([0, 1]), columns([1]), ("no", "yes"), "image_classification", np.array(["a", "b"]))
+    users = np.array(["a", "b"])
+    written = FederatedData(columns([0, 1]), columns([1]), ("no", "yes"), "image_classification", users)
+    assert written.user is users
     tokens = {"input_ids": torch.zeros(2, 3, dtype=torch.int64)}
-    FederatedData(tokens, tokens, (), "language_modelling")
+    assert FederatedData(tokens, tokens, (), "language_modelling").label_names == ()
 
 
 @pytest.mark.parametrize(

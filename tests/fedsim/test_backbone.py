@@ -26,7 +26,7 @@ from fedsim.backbone import head_modules, load_backbone, quiet
 from fedsim.errors import ConfigurationError
 
 LABELS = ["cat", "dog", "eel"]
-DEIT_TINY = Path("/work/shared/data/models/deit-tiny-patch16-224")
+DEIT_TINY = Path(__file__).resolve().parents[3] / "shared/data/models/deit-tiny-patch16-224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
