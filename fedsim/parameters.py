@@ -12,7 +12,7 @@ from fedsim.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Entry:
+class Place:
     """One trainable tensor's place in P.
 
     Attributes:
@@ -39,17 +39,17 @@ class Entry:
 class Layout:
     """What stands where in P, (P,) being `length` places. Tensors of one layer stand side by side."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[Place, ...]
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":
         """Lays out the model's trainable parameters, in the model's own order."""
-        entries: list[Entry] = []
+        entries: list[Place] = []
         start = 0
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 segment, layer = _segment_and_layer(name)
-                entries.append(Entry(name, parameter.shape, start, segment, layer))
+                entries.append(Place(name, parameter.shape, start, segment, layer))
                 start = entries[-1].stop
         if not entries:
             raise ConfigurationError("the adapted backbone has no trainable parameter; expected LoRA factors or a head")

@@ -19,7 +19,7 @@ from fedsim.method import ClientJob, Method, Penalty, Plan, ServerState
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
-from fedsim.parameters import Entry, FlatParameters, Layout
+from fedsim.parameters import FlatParameters, Layout, Place
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
 from fedsim.server import server_optimizer
@@ -163,10 +163,10 @@ def experiment(tiny: Tiny, sizes: list[int], **fields: Any) -> Experiment:
 
 def layout_of(*sizes: int) -> Layout:
     """A layout of so many layers of these sizes, without a model."""
-    entries: list[Entry] = []
+    entries: list[Place] = []
     for number, size in enumerate(sizes):
         start = entries[-1].stop if entries else 0
-        entries.append(Entry(f"layer{number}.weight", torch.Size([size]), start, "backbone", f"layer{number}"))
+        entries.append(Place(f"layer{number}.weight", torch.Size([size]), start, "backbone", f"layer{number}"))
     return Layout(tuple(entries))
 
 
