@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from data_partitions.columns import load_columns
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
-from data_partitions.images import cached_images, draw_crop_flip, normalise, random_crop_flip, resize
+from data_partitions.images import cached_images, decode_images, draw_crop_flip, normalise, random_crop_flip, resize
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 LABEL_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
 PADDING = 4
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
-"""Mean and deviation that ViT was pretrained with, pixels on a scale of 0 to 1."""
+PIXEL_STATISTICS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+"""Mean and deviation of red, green and blue, on a scale of 0 to 1, that backbones were pretrained with."""
 
 
 class CIFAR10(DataSet):
@@ -30,9 +36,12 @@ class CIFAR10(DataSet):
     al.), Section 4: resized to 224, random crops and flips in training.
 
     Args:
-        path: a local folder with `train` and `test` files (see `load_columns`) or a hub id; columns `img` and `label`.
+        path: a local folder with files or image folders `train` and `test` (see `load_columns`) or a hub id; columns
+            `img` and `label`, whose names, where the data have names, are `LABEL_NAMES` in this order.
         image_size: height and width of what the backbone sees, at least 1.
         augment: whether training images are cropped (reflected by 4 pixels) and flipped at random.
+        normalise: by which mean and deviation, those that the backbone was pretrained with: half for Google's ViT,
+            imagenet for DeiT and most others (image_mean in a backbone's preprocessor_config.json).
         cache: the folder that keeps decoded images for the next start, `~` allowed.
 
     Raises:
@@ -44,13 +53,18 @@ class CIFAR10(DataSet):
         path: str = "uoft-cs/cifar10",
         image_size: int = 224,
         augment: bool = True,
+        normalise: Literal["half", "imagenet"] = "half",
         cache: str = "~/.cache/fedsim",
     ) -> None:
         if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1:
             raise DataError(f"data.image_size is {image_size!r}, expected a whole number of at least 1: give e.g. 224")
+        if normalise not in PIXEL_STATISTICS:
+            known = " or ".join(PIXEL_STATISTICS)
+            raise DataError(f"data.normalise is {normalise!r}, expected {known}: give the backbone's")
         self.path = path
         self.image_size = image_size
         self.augment = augment
+        self.normalise = normalise
         self.cache = cache
 
     def load(self) -> FederatedData:
@@ -59,6 +73,9 @@ class CIFAR10(DataSet):
         Returns:
             50,000 training and 10,000 test examples: pixel_values uint8 (N, 3, 32, 32), labels int64 (N,). `transform`
             makes float32 (B, 3, image_size, image_size) of about -1 to 1. Nobody is named as the photographer.
+
+        Raises:
+            DataError: where the data are missing, broken, or other than CIFAR-10's 32x32 images and ten labels.
         """
         return CIFAR10Data(
             train=self._load_split("train"),
@@ -67,12 +84,15 @@ class CIFAR10(DataSet):
             task="image_classification",
             image_size=self.image_size,
             augment=self.augment,
+            normalise=self.normalise,
         )
 
     def _load_split(self, split: str) -> dict[str, Tensor]:
         import torch
 
-        table = load_columns(self.path, split, ("img", "label")).with_format("arrow")[:]
+        found = load_columns(self.path, split, ("img", "label"))
+        _check_label_names(f"data.path {self.path!r}, {split},", getattr(found.features["label"], "names", LABEL_NAMES))
+        table = found.with_format("arrow")[:]
         if len(table) == 0:
             raise DataError(f"data.path {self.path!r} has no rows in {split}, expected at least one: check its files")
         kind = table["img"].type
@@ -83,9 +103,35 @@ class CIFAR10(DataSet):
             raise DataError(
                 f"{split} column label holds {table['label'].type}, expected integers 0 to 9: number the labels"
             )
-        cells = [cell["bytes"] for cell in table["img"].to_pylist()]
-        pixels = cached_images(cells, self.cache, (SIDE, SIDE), f"{split} image")
+        cells = table["img"].to_pylist()
+        pixels = self._decode(cells, f"{split} image")
         return {"pixel_values": torch.from_numpy(pixels), "labels": torch.from_numpy(labels.astype(np.int64))}
+
+    def _decode(self, cells: list[dict[str, Any]], name: str) -> np.ndarray:
+        """Decodes images of {bytes, path}; an error says the path where there is one, as a row names no file."""
+        try:
+            return cached_images([cell["bytes"] for cell in cells], self.cache, (SIDE, SIDE), name)
+        except DataError as error:
+            path = next((cell.get("path") for cell in cells if _is_broken(cell["bytes"])), None)
+            raise DataError(f"{error} ({path})" if path else str(error)) from error
+
+
+def _is_broken(cell: bytes | None) -> bool:
+    try:
+        decode_images([cell], (SIDE, SIDE))
+    except DataError:
+        return True
+    return False
+
+
+def _check_label_names(where: str, names: Sequence[str]) -> None:
+    """Refuses other names, and the same in another order: their numbers would be taken for other classes, silently."""
+    for label, (name, expected) in enumerate(zip_longest(names, LABEL_NAMES)):
+        if name != expected:
+            raise DataError(
+                f"{where} has {len(names)} classes, label {label} being {name!r}, expected {expected!r}: give"
+                f" CIFAR-10's images, with {', '.join(LABEL_NAMES)} as 0 to {len(LABEL_NAMES) - 1}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +141,12 @@ class CIFAR10Data(FederatedData):
     Args:
         image_size: height and width of the transformed images.
         augment: whether `draw` draws anything.
+        normalise: which of `PIXEL_STATISTICS`.
     """
 
     image_size: int = 224
     augment: bool = True
+    normalise: str = "half"
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Draws crop offsets and flips; see `draw_crop_flip`."""
@@ -109,5 +157,14 @@ class CIFAR10Data(FederatedData):
         images = batch["pixel_values"]
         if draws:
             images = random_crop_flip(images, draws)
-        images = normalise(resize(images, self.image_size), PIXEL_MEAN, PIXEL_STD)
-        return {**batch, "pixel_values": images}
+        mean, std = _pixel_statistics(self.normalise, images.device)
+        return {**batch, "pixel_values": normalise(resize(images, self.image_size), mean, std)}
+
+
+@lru_cache
+def _pixel_statistics(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (3, 1, 1) on the device, made once: a copy to a GPU in every step would hold it up."""
+    import torch
+
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in PIXEL_STATISTICS[name])
+    return mean, std

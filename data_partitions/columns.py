@@ -6,7 +6,6 @@ import gzip
 import json
 import os
 import re
-import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_partitions.errors import DataError
+from data_partitions.hub import PROBE_SECONDS, first_line, probe_hub
+from data_partitions.image_folder import COLUMNS as IMAGE_COLUMNS
+from data_partitions.image_folder import has_classes, read_image_folder
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,37 +25,42 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 """The formats that are read, the first one found winning where a split lies there in several."""
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PROBE_SECONDS = 3.0
 
 
-def load_columns(path: str, split: str, columns: Sequence[str]) -> Dataset:
+def load_columns(path: str, split: str, columns: Sequence[str], *, config: str | None = None) -> Dataset:
     """Reads some columns of one split.
 
     A folder's file of a split is `train.parquet`, its shards `train-00000-of-00002.parquet` and so on, in the folder
     or, as in a clone from the hub, in one folder below it; .jsonl, .jsonl.gz and .csv likewise. A single file is read
     only for the split that it is named after, so that no file is trained on and tested on by mistake.
 
+    A folder without such a file may hold images as `train/CLASS NAME/FILE.png`. Its columns are `img` and `image`,
+    which are the same, and `label`: the number of the class, the class folders of `train` being sorted by name.
+
     Args:
         path: a local folder or file (an existing path, or anything that starts with `/`, `.` or `~`) or a hub id
             `owner/name`, which `datasets` downloads once and keeps.
         split: the split's name, such as "train".
         columns: the names of the columns to read.
+        config: which of a data set's configurations, such as "sst2" of GLUE. In a local folder it is the folder of
+            this name; where there is none, what lies in `path` itself is taken for it, and nothing further below.
 
     Returns:
-        These columns, in this order; a local file's are in memory.
+        These columns, in this order; a local file's are in memory. A column of labels whose names the data know is a
+        `datasets.ClassLabel`.
 
     Raises:
         DataError: if there is nothing under `path` (the hub is given 3 seconds), no file for the split, a column is
-            missing or lacks a value, or a file is broken.
+            missing or lacks a value, or a file is broken; for an image folder see `read_image_folder`.
     """
     names = list(dict.fromkeys(columns))
     if is_local(path):
-        return _read_local(find_files(path, split), names)
+        return _read_local(find_files(path, split, config), names)
     if not HUB_ID.fullmatch(path):
         raise DataError(
             f"data.path {path!r} is no folder here and no hub id, expected a local folder or owner/name: correct it"
         )
-    return _load_hub(path, split, names)
+    return _load_hub(path, config, split, names)
 
 
 def is_local(path: str) -> bool:
@@ -61,15 +68,16 @@ def is_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or os.path.exists(path)
 
 
-def find_files(path: str, split: str) -> list[Path]:
+def find_files(path: str, split: str, config: str | None = None) -> list[Path]:
     """Finds a split's files.
 
     Args:
         path: a local folder or file, `~` allowed.
         split: the split's name.
+        config: as in `load_columns`.
 
     Returns:
-        One file, or all shards in order; never empty, and all of one format.
+        One file, or all shards in order, all of one format; or the one folder that holds the split's class folders.
 
     Raises:
         DataError: where there is nothing, a shard is missing, or several folders below hold the split.
@@ -78,10 +86,13 @@ def find_files(path: str, split: str) -> list[Path]:
     if not root.exists():
         raise DataError(f"data.path {path!r} does not exist, expected a folder of files such as {split}.parquet")
     try:
-        found = _find_groups(root, split)
+        if config and (root / config).is_dir():
+            path, root, config = os.path.join(path, config), root / config, None
+        # The only folder below could be another configuration, and be taken for the wanted one.
+        found = _find_groups(root, split, below=not config)
     except OSError as error:
         raise DataError(
-            f"data.path {path!r} cannot be listed ({_first_line(error)}): correct its permissions"
+            f"data.path {path!r} cannot be listed ({first_line(error)}): correct its permissions"
         ) from error
     if len(found) > 1:
         raise DataError(
@@ -90,20 +101,22 @@ def find_files(path: str, split: str) -> list[Path]:
         )
     if not found:
         raise DataError(
-            f"data.path {path!r} has no file for the split {split}, expected {split}{' or '.join(SUFFIXES)}: rename one"
+            f"data.path {path!r} has no file for the split {split}, expected {split}{' or '.join(SUFFIXES)}, or images"
+            f" as {split}/CLASS NAME/FILE.png{f', in it or in its folder {config}' if config else ''}: rename one"
         )
     return found[0]
 
 
-def _find_groups(root: Path, split: str) -> list[list[Path]]:
-    """The split's files in `root`, or where it has none those in each folder below."""
+def _find_groups(root: Path, split: str, below: bool) -> list[list[Path]]:
+    """The split's files in `root`, else, if asked for, those in each folder below, else its folder of classes."""
     if root.is_file():
         folders = [[root]]
     elif _match(root.iterdir(), split):
         folders = [list(root.iterdir())]
     else:
-        folders = [list(folder.iterdir()) for folder in sorted(root.iterdir()) if folder.is_dir()]
-    return [files for folder in folders if (files := _match(folder, split))]
+        folders = [list(folder.iterdir()) for folder in sorted(root.iterdir()) if below and folder.is_dir()]
+    found = [files for folder in folders if (files := _match(folder, split))]
+    return found or [[root / split]] * has_classes(root / split)
 
 
 def _match(files: Iterable[Path], split: str) -> list[Path]:
@@ -133,12 +146,15 @@ def _read_local(files: list[Path], columns: list[str]) -> Dataset:
     import pyarrow
     from datasets import Dataset
 
+    if files[0].is_dir():
+        _require(str(files[0]), IMAGE_COLUMNS, columns)
+        return Dataset(read_image_folder(files[0], columns))
     tables = [_read_file(file, columns) for file in files]
     try:
         return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
         raise DataError(
-            f"{files[0]} and its {len(files) - 1} further shards do not fit together ({_first_line(error)}),"
+            f"{files[0]} and its {len(files) - 1} further shards do not fit together ({first_line(error)}),"
             f" expected columns of one type: write them again"
         ) from error
 
@@ -153,7 +169,7 @@ def _read_file(file: Path, columns: list[str]) -> pyarrow.Table:
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
         kind = "".join(file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:])
         raise DataError(
-            f"{file} cannot be read ({_first_line(error)}), expected a whole {kind} file: get it again"
+            f"{file} cannot be read ({first_line(error)}), expected a whole {kind} file: get it again"
         ) from error
     for name in columns:
         if table[name].null_count:
@@ -190,7 +206,7 @@ def _read_jsonl(file: Path, columns: list[str]) -> pyarrow.Table:
             table[name] = pyarrow.array([row.get(name) for row in rows])
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # A lone surrogate is a ValueError.
             raise DataError(
-                f"{file} has values in {name!r} that make no column ({_first_line(error)}), expected values of one"
+                f"{file} has values in {name!r} that make no column ({first_line(error)}), expected values of one"
                 f" type: correct them"
             ) from error
     return pyarrow.table(table)
@@ -206,7 +222,7 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(
-                    f"{file} line {number} is no JSON ({_first_line(error)}), expected one object a line: correct it"
+                    f"{file} line {number} is no JSON ({first_line(error)}), expected one object a line: correct it"
                 ) from error
             if not isinstance(row, dict):
                 raise DataError(
@@ -222,14 +238,16 @@ def _require(where: str, present: Sequence[str], columns: list[str]) -> None:
         raise DataError(f"{where} has no column {missing[0]!r}, it has {there}: rename the column or give other data")
 
 
-def _load_hub(path: str, split: str, columns: list[str]) -> Dataset:
+def _load_hub(path: str, config: str | None, split: str, columns: list[str]) -> Dataset:
     """Asks the hub, or where it does not answer takes what `datasets` prepared on an earlier day."""
     import datasets
+    from huggingface_hub import HfApi
 
-    failure = _probe_hub(path)
+    hub = HfApi(endpoint=datasets.config.HF_ENDPOINT)
+    failure = probe_hub(lambda: hub.dataset_info(path, timeout=PROBE_SECONDS))
     try:
         with _offline(failure is not None):
-            found = datasets.load_dataset(path, split=split)
+            found = datasets.load_dataset(path, config, split=split)
     except Exception as error:  # The hub, the network, the disk and every file format raise their own.
         if failure and isinstance(error, ConnectionError):
             raise DataError(
@@ -237,7 +255,7 @@ def _load_hub(path: str, split: str, columns: list[str]) -> Dataset:
                 f" give downloaded files with --data.path FOLDER"
             ) from error
         raise DataError(
-            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {_first_line(error)}):"
+            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {first_line(error)}):"
             f" give another id, or downloaded files with --data.path FOLDER"
         ) from error
     _require(f"data.path {path!r}", found.column_names, columns)
@@ -255,33 +273,3 @@ def _offline(wanted: bool) -> Iterator[None]:
         yield
     finally:
         config.HF_HUB_OFFLINE = before
-
-
-def _probe_hub(hub_id: str) -> str | None:
-    """Asks the hub once whether it has a data set; why not, or None.
-
-    The thread bounds what no timeout of a socket does: name servers that do not answer, and redirects.
-    """
-    from datasets import config
-    from huggingface_hub import HfApi, constants
-
-    if constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE:
-        return "offline mode is on"
-    failures: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            HfApi(endpoint=config.HF_ENDPOINT).dataset_info(hub_id, timeout=PROBE_SECONDS)
-            failures.append(None)
-        except Exception as error:
-            failures.append(f"{type(error).__name__}: {_first_line(error)}")
-
-    thread = threading.Thread(target=ask, name="hub-probe", daemon=True)
-    thread.start()
-    thread.join(PROBE_SECONDS)
-    return failures[0] if failures else f"no answer within {PROBE_SECONDS:g} s"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_partitions.cache import cached_array
 from data_partitions.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ def decode_images(
 def cached_images(
     cells: Sequence[bytes | None], folder: str | Path, size: tuple[int, int] | None = None, name: str = "image"
 ) -> np.ndarray:
-    """Decodes images, or reads what an earlier call decoded.
-
-    The file is named after the encoded images' content and Pillow's version, is written whole or not at all, and is
-    made again where it does not hold what its checksum says. A folder that cannot be written to is done without.
+    """Decodes images, or reads what an earlier call decoded from the same files with the same Pillow.
 
     Args:
         cells: as in `decode_images`.
@@ -66,12 +63,10 @@ def cached_images(
     Raises:
         DataError: as in `decode_images`.
     """
-    file = Path(folder).expanduser() / f"images-{_digest(cells, size)}.npy"
-    images = _read_cache(file)
-    if images is None:
-        images = decode_images(cells, size, name)
-        _write_cache(file, images)
-    return images
+    import PIL
+
+    made_by = f"RGB {size} Pillow {PIL.__version__}".encode()
+    return cached_array(folder, "images", chain([made_by], cells), lambda: decode_images(cells, size, name))
 
 
 def draw_crop_flip(generator: np.random.Generator, shape: tuple[int, ...], padding: int = 4) -> dict[str, Tensor]:
@@ -165,41 +160,3 @@ def _decode(cell: bytes | None, row: int, name: str) -> np.ndarray:
         raise DataError(
             f"{name} at row {row} cannot be decoded ({reason}), expected a whole PNG or JPEG: replace or drop it"
         ) from error
-
-
-def _digest(cells: Iterable[bytes | None], size: tuple[int, int] | None) -> str:
-    """Names the decoded images by all that decides them, in hexadecimal."""
-    import PIL
-
-    digest = hashlib.sha256(f"RGB {size} Pillow {PIL.__version__}".encode())
-    for cell in cells:
-        digest.update(len(cell or b"").to_bytes(8, "little"))
-        digest.update(cell or b"")
-    return digest.hexdigest()[:32]
-
-
-def _read_cache(file: Path) -> np.ndarray | None:
-    """The images of a cache file, or None where there is none or it is damaged."""
-    try:
-        with file.open("rb") as source:
-            images = np.load(source, allow_pickle=False)
-            whole = source.read() == hashlib.sha256(images.data).digest()
-    except (OSError, ValueError, EOFError, BufferError):
-        return None
-    return images if whole and images.dtype == np.uint8 and images.ndim == 4 else None
-
-
-def _write_cache(file: Path, images: np.ndarray) -> None:
-    """Writes the images and, behind them, their checksum."""
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as target:
-            np.save(target, images, allow_pickle=False)
-            target.write(hashlib.sha256(images.data).digest())
-        os.replace(unfinished, file)
-    except OSError:  # A read-only home or a full disk costs a later start some seconds, not this run.
-        pass
-    finally:
-        if unfinished.exists():
-            unfinished.unlink()

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,15 @@ def write_split(folder: Path, split: str, **replaced: Any) -> None:
     if not replaced:
         features = Features({"img": ImageFeature(), "label": ClassLabel(names=list(LABEL_NAMES))})
     Dataset.from_dict(columns, features=features).to_parquet(folder / f"{split}.parquet")
+
+
+def write_images(folder: Path, split: str, names: Sequence[str] = LABEL_NAMES) -> np.ndarray:
+    """Writes one image of each class as a file; gives their pixels (N, 32, 32, 3)."""
+    pixels = np.random.default_rng(EXAMPLES[split]).integers(0, 256, (len(names), 32, 32, 3), dtype=np.uint8)
+    for name, image in zip(names, pixels, strict=True):
+        (folder / split / name).mkdir(parents=True)
+        (folder / split / name / "0.png").write_bytes(encode(image))
+    return pixels
 
 
 @pytest.fixture
@@ -118,6 +128,77 @@ def test_refuses_a_missing_split_and_a_missing_column(folder: Path) -> None:
     Dataset.from_dict({"image": [0], "label": [0]}).to_parquet(folder / "train.parquet")
     with pytest.raises(DataError, match="no column 'img', it has 'image', 'label'"):
         load(folder)
+
+
+def test_nothing_is_left_in_the_cache_after_an_error(folder: Path) -> None:
+    broken = [{"bytes": encode(np.zeros((32, 32, 3), np.uint8)), "path": "0.png"}, {"bytes": b"x", "path": "1.png"}]
+    write_split(folder, "train", img=broken, label=[0, 1])
+    with pytest.raises(DataError, match=r"train image at row 1 cannot be decoded .*\(1.png\)$"):
+        load(folder)
+    assert not list(folder.glob("cache/*"))
+    write_split(folder, "train", img=broken[:1] * 2, label=["cat", "dog"])
+    with pytest.raises(DataError, match="train column label holds string"):
+        load(folder)
+    assert not list(folder.glob("cache/*"))
+
+
+def test_an_image_folder(tmp_path: Path) -> None:
+    pixels = {split: write_images(tmp_path, split) for split in EXAMPLES}
+    (tmp_path / "test" / "frog" / "0.png").unlink()  # a class without test images keeps its number
+    data = load(tmp_path)
+    np.testing.assert_array_equal(data.train["pixel_values"].permute(0, 2, 3, 1), pixels["train"])
+    np.testing.assert_array_equal(data.test["pixel_values"].permute(0, 2, 3, 1), np.delete(pixels["test"], 6, 0))
+    assert data.train["labels"].tolist() == list(range(10))
+    assert data.test["labels"].tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x", "test image at row 3 cannot be decoded"),
+        (encode(np.zeros((32, 31, 3), np.uint8)), "test image at row 3 is 32 x 31 pixels"),
+    ],
+)
+def test_a_broken_image_of_a_folder_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    for split in EXAMPLES:
+        write_images(tmp_path, split)
+    (tmp_path / "test" / "cat" / "0.png").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(tmp_path)
+    assert str(caught.value).endswith(f"({tmp_path}/test/cat/0.png)")
+    assert "\n" not in str(caught.value)
+    (whole,) = (tmp_path / "cache").iterdir()  # the training images
+    assert whole.stat().st_size > 10 * 3 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("airplane", "bird"), "has 2 classes, label 1 being 'bird', expected 'automobile'"),
+        ((*LABEL_NAMES, "zebra"), "has 11 classes, label 10 being 'zebra', expected None"),
+        (LABEL_NAMES[::-1], "has 10 classes, label 0 being 'truck', expected 'airplane'"),
+        ((), "has 0 classes, label 0 being None, expected 'airplane'"),
+    ],
+)
+def test_refuses_other_names_of_labels(folder: Path, names: tuple[str, ...], message: str) -> None:
+    """Ten other classes would load and train well, on labels that mean something else."""
+    features = Features({"img": ImageFeature(), "label": ClassLabel(names=list(names))})
+    cells = [{"bytes": encode(np.zeros((32, 32, 3), np.uint8)), "path": None}]
+    labels = [0] * min(1, len(names))
+    Dataset.from_dict({"img": cells[: len(labels)], "label": labels}, features).to_parquet(folder / "test.parquet")
+    with pytest.raises(DataError, match=message) as caught:
+        load(folder)
+    assert f"data.path {str(folder)!r}, test, has" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_refuses_other_class_folders(tmp_path: Path) -> None:
+    names = ("car", *LABEL_NAMES[2:], "plane")
+    for split in EXAMPLES:
+        write_images(tmp_path, split, names)
+    with pytest.raises(DataError, match="train, has 10 classes, label 0 being 'bird', expected 'airplane'"):
+        load(tmp_path)
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True])

@@ -6,8 +6,9 @@ import socket
 import time
 from pathlib import Path
 
+import datasets
 import pytest
-from datasets import Dataset, config, load_dataset
+from datasets import ClassLabel, Dataset, Features, Value, config, load_dataset
 
 from data_partitions.columns import find_files, load_columns
 from data_partitions.errors import DataError
@@ -30,9 +31,11 @@ def write(file: Path, rows: list[dict]) -> Path:
     return file
 
 
-def refusal(path: str | Path, split: str = "train", columns: tuple[str, ...] = ("text", "label")) -> str:
+def refusal(
+    path: str | Path, split: str = "train", columns: tuple[str, ...] = ("text", "label"), config: str | None = None
+) -> str:
     with pytest.raises(DataError) as caught:
-        load_columns(str(path), split, columns)
+        load_columns(str(path), split, columns, config=config)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -61,12 +64,39 @@ def test_shards_are_read_in_order_from_the_folder_or_one_below(tmp_path: Path) -
     assert "has 1 shards of a split in 2" in refusal(tmp_path / "data")
 
 
+def test_a_configuration_is_the_folder_of_its_name_else_the_path_itself(tmp_path: Path) -> None:
+    write(tmp_path / "sst2" / "train.jsonl.gz", [{"label": 2}])
+    assert load_columns(str(tmp_path), "train", ["label"], config="sst2")["label"][:] == [2]
+    assert load_columns(str(tmp_path / "sst2"), "train", ["label"], config="sst2")["label"][:] == [2]
+    message = refusal(tmp_path, config="cola")  # what came so far is another configuration
+    assert "has no file for the split train" in message
+    assert "in it or in its folder cola: rename" in message
+    assert f"{str(tmp_path / 'sst2')!r} has no file for the split test" in refusal(tmp_path, "test", config="sst2")
+
+    write(tmp_path / "cola" / "data" / "train-0-of-1.jsonl", [{"label": 3}])
+    assert load_columns(str(tmp_path), "train", ["label"], config="cola")["label"][:] == [3]
+    write(tmp_path / "train.csv", [{"label": 1}])
+    assert load_columns(str(tmp_path), "train", ["label"], config="sst2")["label"][:] == [2]
+    assert load_columns(str(tmp_path), "train", ["label"], config="main")["label"][:] == [1]
+    assert load_columns(str(tmp_path / "train.csv"), "train", ["label"], config="main")["label"][:] == [1]
+
+
+def test_parquet_keeps_the_names_of_labels(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["good", "bad"])})
+    for number in range(2):
+        shard = Dataset.from_dict({"text": ["a"], "label": [number]}, features=features)
+        shard.to_parquet(tmp_path / f"train-{number}-of-2.parquet")
+    assert load_columns(str(tmp_path), "train", ["label"]).features == Features({"label": features["label"]})
+
+
 def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "'~/absent' does not exist" in refusal("~/absent")
     assert "'./absent' does not exist" in refusal("./absent")
     assert "'absent' is no folder here and no hub id" in refusal("absent")
-    assert "has no file for the split train, expected train.parquet or .jsonl" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "has no file for the split train, expected train.parquet or .jsonl" in message
+    assert "or images as train/CLASS NAME/FILE.png: rename" in message
     file = write(tmp_path / "train.jsonl", ROWS)
     assert "has no file for the split test" in refusal(file, "test")  # one file is never both splits
     assert load_columns("~", "train", ["label"])["label"][:] == [1, 0]
@@ -144,6 +174,27 @@ def test_offline_mode_reads_what_was_prepared_and_asks_nobody(prepared: Path) ->
     message = refusal("tiny/absent")
     assert "offline mode is on" in message
     assert "--data.path FOLDER" in message
+
+
+def test_a_configuration_of_the_hub(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = prepared.parents[2] / "named" / "0.0.0" / "0123"
+    named.parent.mkdir(parents=True)
+    prepared.rename(named)
+    info = named / "dataset_info.json"
+    info.write_text(info.read_text().replace('"config_name": "default"', '"config_name": "named"'))
+    assert load_columns("tiny/set", "train", ["label"], config="named")[:] == {"label": [1, 0]}
+    assert "Couldn't find cache for tiny/set for config 'other'" in refusal("tiny/set", config="other")
+
+    asked = []
+
+    def answer(*arguments: object, **options: object) -> Dataset:
+        asked.append((arguments, options))
+        return Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", answer)
+    for name in (None, "sst2"):
+        assert load_columns("nyu-mll/glue", "validation", ["label"], config=name).column_names == ["label"]
+    assert asked == [(("nyu-mll/glue", name), {"split": "validation"}) for name in (None, "sst2")]
 
 
 def test_a_silent_hub_is_given_three_seconds(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
