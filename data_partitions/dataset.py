@@ -1,4 +1,4 @@
-"""What a data set is to the simulator: columns of tensors, names of labels, and the writer of each example."""
+"""What a data set is to the simulator: columns of tensors, names of labels, the class and writer of each example."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ class FederatedData:
         label_names: the name of each label; labels lie in 0 to len(label_names) - 1. Empty for a task without labels.
         task: what is learned, such as "image_classification".
         user: who wrote each training example (N,), any sortable dtype; None where nobody knows.
+        classes: the class of each training example (N,), integers, by which partitioners deal; None where that is the
+            column labels.
+        pad_token_id: the token that fills up rows of input_ids, by which some models find a text's end; None for data
+            without.
 
     Raises:
         DataError: for an empty split, columns of unequal length, or a label outside its range.
@@ -37,16 +41,17 @@ class FederatedData:
     label_names: tuple[str, ...]
     task: str
     user: np.ndarray | None = None
+    classes: np.ndarray | None = None
+    pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
         for split, columns in (("train", self.train), ("test", self.test)):
             examples = _count_rows(split, columns)
             if self.label_names:
                 _check_labels(split, columns, len(self.label_names))
-            if split == "train" and self.user is not None and self.user.shape != (examples,):
-                raise DataError(
-                    f"user has shape {self.user.shape}, expected ({examples},): give one user per train row"
-                )
+            if split == "train":
+                _check_length("user", self.user, examples)
+                _check_length("classes", self.classes, examples)
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Makes the random draws of augmentation, apart from their use so that every trainer can replay them.
@@ -96,6 +101,12 @@ def _count_rows(split: str, columns: dict[str, Tensor]) -> int:
     if len(set(lengths.values())) > 1:
         raise DataError(f"{split} columns have lengths {lengths}, expected equal ones: give every example every column")
     return next(iter(lengths.values()))
+
+
+def _check_length(name: str, values: np.ndarray | None, examples: int) -> None:
+    """Refuses what is not one value per training example."""
+    if values is not None and values.shape != (examples,):
+        raise DataError(f"{name} has shape {values.shape}, expected ({examples},): give one value per train row")
 
 
 def _check_labels(split: str, columns: dict[str, Tensor], names: int) -> None:

@@ -21,6 +21,7 @@ from fedsim.errors import ConfigurationError, unknown_name
 AUTO_CLASSES: dict[str, Any] = {
     "image_classification": AutoModelForImageClassification,
     "text_classification": AutoModelForSequenceClassification,
+    "text_to_text": AutoModelForCausalLM,
     "language_modelling": AutoModelForCausalLM,
 }
 WEIGHT_FILES = (
@@ -35,7 +36,12 @@ PROBE_SECONDS = 3.0
 
 
 def load_backbone(
-    path: str, task: str, labels: Sequence[str], dtype: torch.dtype = torch.float32, seed: int = 0
+    path: str,
+    task: str,
+    labels: Sequence[str],
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    pad_token_id: int | None = None,
 ) -> PreTrainedModel:
     """Loads a pretrained model for a task, frozen, in evaluation mode.
 
@@ -45,10 +51,11 @@ def load_backbone(
     Args:
         path: a local folder (an existing path, or anything that starts with `/`, `.` or `~`) or a hub id `owner/name`,
             taken from the local hub cache where it lies there.
-        task: "image_classification", "text_classification" or "language_modelling".
+        task: "image_classification", "text_classification", "text_to_text" or "language_modelling".
         labels: the names of the labels, in the order of their numbers; not used by language models.
         dtype: the type of all weights.
         seed: what new weights are drawn from.
+        pad_token_id: what the data pad texts with; the checkpoint's own where it is not given.
 
     Returns:
         The model, with every parameter frozen; `name_or_path` is the hub id, or the folder's absolute path.
@@ -60,7 +67,7 @@ def load_backbone(
     if task not in AUTO_CLASSES:
         raise unknown_name("task", task, AUTO_CLASSES)
     options: dict[str, Any] = {}
-    if task != "language_modelling":
+    if AUTO_CLASSES[task] is not AutoModelForCausalLM:
         if not labels:
             raise ConfigurationError(f"no labels given for the task {task}; expected at least one")
         options = {
@@ -75,7 +82,7 @@ def load_backbone(
     backbone = _load(AUTO_CLASSES[task], str(folder or path), name, seed, dtype=dtype, **options)
     _settle(backbone, name)
     if task == "text_classification":
-        _ensure_pad_token(backbone)
+        _ensure_pad_token(backbone, pad_token_id)
     return backbone
 
 
@@ -223,10 +230,12 @@ def _settle(backbone: PreTrainedModel, name: str) -> None:
         backbone.config.use_cache = False
 
 
-def _ensure_pad_token(backbone: PreTrainedModel) -> None:
-    """Names a padding token where there is none (GPT-2, Llama): they find a text's last token by it."""
+def _ensure_pad_token(backbone: PreTrainedModel, pad_token_id: int | None) -> None:
+    """Names the padding token, by which GPT-2, Llama and others find a text's last token."""
     config = backbone.config.get_text_config()
-    if getattr(config, "pad_token_id", None) is None:
+    if pad_token_id is not None:
+        config.pad_token_id = pad_token_id
+    elif getattr(config, "pad_token_id", None) is None:
         end = getattr(config, "eos_token_id", None)
         config.pad_token_id = end[0] if isinstance(end, list) else end if end is not None else 0
 

@@ -67,6 +67,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     data = settings.data.load()
     partition = _partition(settings, data)
     backbone = frozen_backbone(settings, data)
+    _check_tokens(data, backbone)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
     parameters = FlatParameters(model)
     task = task_named(data.task)
@@ -94,13 +95,13 @@ def build(settings: Settings, fabric: Fabric) -> Built:
 
 def _partition(settings: Settings, data: FederatedData) -> Partition:
     """Splits the training set over clients, and checks that what came out can be sampled."""
-    if "labels" not in data.train:
+    if data.classes is None and "labels" not in data.train:
         raise ConfigurationError(
             f"{type(settings.data).__name__} has no column labels, but {', '.join(data.train)}; give every example one"
         )
-    random = generator(settings.run.seed, Purpose.PARTITION)
-    partition = settings.partition.split(data.train["labels"].numpy(), data.user, random)
-    examples, cohort = len(data.train["labels"]), settings.run.cohort_size
+    classes = data.train["labels"].numpy() if data.classes is None else data.classes
+    partition = settings.partition.split(classes, data.user, generator(settings.run.seed, Purpose.PARTITION))
+    examples, cohort = len(classes), settings.run.cohort_size
     if len(partition.indices) and partition.indices.max() >= examples:
         raise ConfigurationError(
             f"{type(settings.partition).__name__} deals row {partition.indices.max()} of {examples} training examples; "
@@ -131,7 +132,26 @@ def frozen_backbone(settings: Settings, data: FederatedData) -> PreTrainedModel:
     """Loads the backbone that a run starts from, with a head for the data's labels."""
     dtype = _DTYPES.get(settings.precision, torch.float32)
     seed = torch_seed(settings.run.seed, Purpose.BACKBONE)
-    return load_backbone(settings.backbone_path, data.task, data.label_names, dtype, seed)
+    return load_backbone(settings.backbone_path, data.task, data.label_names, dtype, seed, data.pad_token_id)
+
+
+def _check_tokens(data: FederatedData, backbone: PreTrainedModel) -> None:
+    """Refuses texts that the backbone has no embeddings for; it would fail deep inside, on CUDA without a word."""
+    if "input_ids" not in data.train:
+        return
+    known = backbone.get_input_embeddings().num_embeddings
+    longest = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    for split, tokens in (("train", data.train["input_ids"]), ("test", data.test["input_ids"])):
+        if tokens.max() >= known:
+            raise ConfigurationError(
+                f"{split} has token {tokens.max()}, but the backbone {backbone.name_or_path} knows 0 to {known - 1}; "
+                "give the backbone's own tokenizer to data.tokenizer"
+            )
+        if longest is not None and tokens.shape[1] > longest:
+            raise ConfigurationError(
+                f"{split} has texts of {tokens.shape[1]} tokens, but the backbone {backbone.name_or_path} reads at "
+                f"most {longest}; lower data.max_length"
+            )
 
 
 def local_optimizer(options: ClientOptions) -> LocalOptimizer:
@@ -177,6 +197,8 @@ def _trainer(
     optimizer, penalty, note = local_optimizer(options), method.penalty(), None
     if options.pack > 1:
         reason = why_not_packed(module, parameters.layout)
+        if options.backbone_dropout:
+            reason = "client.backbone_dropout would mix the clients' randomness"
         if reason is None and isinstance(module, ClientModule):
             return (
                 PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack),
@@ -184,6 +206,6 @@ def _trainer(
                 None,
             )
         note = f"client.pack {options.pack} falls back to one client after another: {reason}"
-    trainer = SequentialTrainer(module, parameters, train, optimizer, penalty, autocast)
+    trainer = SequentialTrainer(module, parameters, train, optimizer, penalty, autocast, options.backbone_dropout)
     trainer.dry_run()
     return trainer, 1, note

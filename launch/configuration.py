@@ -173,18 +173,26 @@ def _check_yaml(path: Path) -> None:
 
 
 def _find_modules_here() -> None:
-    """Lets a class path name a module of the current directory, under `fedsim` as under `python -m launch`."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append("")
+    """Lets a class path name a module of the current directory, under `fedsim` as under `python -m launch`.
+
+    By its absolute path: jsonargparse changes into a file's folder while it reads it.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _resolve_folders(config: Namespace) -> None:
-    """Makes the folders of backbone and data absolute, so that config.yaml repeats the run from anywhere."""
+    """Makes the folders of backbone and data absolute, so that config.yaml repeats the run from anywhere.
+
+    Data that want a tokenizer and name none get the backbone's.
+    """
     if config.backbone.path is None:
         raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
     config.backbone.path = _backbone_folder(config.backbone.path)
     arguments = config.data.get("init_args", {})
-    for name in ("path", "cache"):
+    if "tokenizer" in arguments and arguments["tokenizer"] is None:
+        arguments["tokenizer"] = config.backbone.path
+    for name in ("path", "cache", "tokenizer"):
         if isinstance(arguments.get(name), str):
             arguments[name] = _absolute(arguments[name])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data_partitions.dataset import FederatedData
 from data_partitions.partition import Partition
+from data_partitions.text import TextData, pad_rows, with_answers
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
@@ -24,7 +25,7 @@ from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
 from fedsim.server import server_optimizer
 from fedsim.simulation import Experiment
-from fedsim.task import Classification
+from fedsim.task import task_named
 from fedsim.transport import Workers
 from methods.lora import LoRA
 
@@ -41,6 +42,12 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
         hf.ViTConfig(**SIZES, **DROPOUT, image_size=8, patch_size=4, num_channels=1, num_labels=LABELS)
     ),
     "gpt2": lambda: hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, **TEXT)),
+    "gpt2_lm": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, vocab_size=20)),
+    "llama": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(
+            **SIZES, vocab_size=20, max_position_embeddings=12, pad_token_id=0, bos_token_id=1, eos_token_id=2
+        )
+    ),
     "roberta": lambda: hf.RobertaForSequenceClassification(
         hf.RobertaConfig(**SIZES, **DROPOUT, **TEXT, max_position_embeddings=16)
     ),
@@ -70,6 +77,25 @@ def texts(train: int = 40, test: int = 11) -> FederatedData:
         return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
 
     return FederatedData(split(train), split(test), tuple("abc"), "text_classification")
+
+
+def answers(train: int = 40, test: int = 11) -> FederatedData:
+    """Random questions of 2 to 5 tokens out of 20 with random answers of 1 to 3, as a language model reads them."""
+    random = np.random.default_rng(7)
+
+    def split(count: int) -> dict[str, Tensor]:
+        questions, replies = (
+            pad_rows([random.integers(3, 20, random.integers(low, high)).tolist() for _ in range(count)], high - 1)
+            for low, high in ((2, 6), (1, 4))
+        )
+        inputs, labels = with_answers(questions, replies)
+        return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+
+    classes = random.integers(LABELS, size=train)
+    return TextData(split(train), split(test), (), "text_to_text", classes=classes, pad_token_id=0)
+
+
+DATA: dict[str, Callable[[], FederatedData]] = {"vit": images, "gpt2_lm": answers, "llama": answers}
 
 
 @dataclass
@@ -129,14 +155,14 @@ class Tiny:
 def build(method: Method | None = None, backbone: str = "vit", dtype: torch.dtype = torch.float32) -> Tiny:
     """Builds everything around one of the backbones; the same on every call, whatever torch's global state."""
     method = method or LoRA(lora_rank=2)
-    data = images() if backbone == "vit" else texts()
+    data = DATA.get(backbone, texts)()
     with torch.random.fork_rng():
         torch.manual_seed(3)
         frozen = BACKBONES[backbone]().to(dtype).requires_grad_(False).eval()
     model = method.setup(frozen, 4)
     parameters = FlatParameters(model)
     train, test = (Examples(data, columns, CPU, dtype) for columns in (data.train, data.test))
-    return Tiny(method, data, model, parameters, ClientModule(model, Classification()), train, test)
+    return Tiny(method, data, model, parameters, ClientModule(model, task_named(data.task)), train, test)
 
 
 def partition(sizes: list[int]) -> Partition:
@@ -152,7 +178,7 @@ def experiment(tiny: Tiny, sizes: list[int], **fields: Any) -> Experiment:
         "partition": partition(sizes),
         "parameters": tiny.parameters,
         "trainer": tiny.sequential(),
-        "evaluator": Evaluator(tiny.model, tiny.parameters, Classification(), tiny.test, 8, nullcontext),
+        "evaluator": Evaluator(tiny.model, tiny.parameters, tiny.module.task, tiny.test, 8, nullcontext),
         "client": ClientOptions(batch_size=4),
         "server": ServerOptions(),
         "communication": CommunicationOptions(),

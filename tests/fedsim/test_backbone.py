@@ -126,13 +126,21 @@ def test_what_the_checkpoint_lacks_belongs_to_the_head(tmp_path: Path) -> None:
 
 
 def test_a_language_model_has_no_head(gpt2: Path) -> None:
-    assert head_modules(load_backbone(str(gpt2), "language_modelling", [])) == []
+    for task in ("language_modelling", "text_to_text"):
+        assert head_modules(load_backbone(str(gpt2), task, [])) == []
 
 
 def test_text_classification_has_a_padding_token(gpt2: Path) -> None:
     model = load_backbone(str(gpt2), "text_classification", LABELS)
     assert model.config.pad_token_id == 2
     padded, bare = torch.tensor([[5, 6, 7, 2, 2]]), torch.tensor([[5, 6, 7]])
+    assert torch.allclose(model(input_ids=padded).logits, model(input_ids=bare).logits, atol=1e-6)
+
+
+def test_texts_end_where_the_datas_padding_begins(gpt2: Path) -> None:
+    """A tokenizer may pad with another token than the checkpoint names."""
+    model = load_backbone(str(gpt2), "text_classification", LABELS, pad_token_id=9)
+    padded, bare = torch.tensor([[5, 6, 2, 9, 9]]), torch.tensor([[5, 6, 2]])
     assert torch.allclose(model(input_ids=padded).logits, model(input_ids=bare).logits, atol=1e-6)
 
 

@@ -88,9 +88,9 @@ def test_packed_equals_one_after_another_under_masks_rates_and_penalties(dtype: 
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("backbone", ["gpt2", "roberta"])
+@pytest.mark.parametrize("backbone", ["gpt2", "roberta", "gpt2_lm", "llama"])
 def test_other_architectures_pack_too(backbone: str, dtype: torch.dtype) -> None:
-    """GPT-2 adapts a Conv1D; Roberta's head is two linear layers that train whole. Texts bring an attention mask."""
+    """GPT-2 adapts a Conv1D; Roberta's head is two linear layers that train whole; language models have none."""
     built = tiny.build(LoRA(lora_rank=2), backbone, dtype)
     assert why_not_packed(built.module, built.parameters.layout) is None
     require_equal(built, jobs_of(built), "sgd")

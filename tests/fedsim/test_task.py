@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.errors import ConfigurationError
-from fedsim.task import Classification, task_named
+from fedsim.task import Classification, TextToText, task_named
 from tests import tiny
 
 
@@ -61,8 +61,69 @@ def test_accuracy_is_over_examples_not_over_labels() -> None:
 def test_tasks_go_by_the_names_that_data_sets_give() -> None:
     for name in ("image_classification", "text_classification"):
         assert isinstance(task_named(name), Classification)
+    assert isinstance(task_named("text_to_text"), TextToText)
     with pytest.raises(ConfigurationError, match="did you mean"):
         task_named("image_clasification")
+
+
+class Parrot(nn.Module):
+    """A language model that answers with the logits that it is given, whatever it is asked."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, logits_to_keep: int, **_: Tensor) -> SimpleNamespace:
+        assert logits_to_keep == self.logits.shape[1]
+        return SimpleNamespace(logits=self.logits)
+
+
+def test_answers_by_hand() -> None:
+    """Only a row whose every token is right counts; what stands behind an answer's end counts nothing."""
+    labels = torch.tensor([[1, 2], [1, 2], [0, -100]])
+    batch = {"labels": labels, "input_ids": torch.zeros(3, 4), "attention_mask": torch.ones(3, 4).long()}
+    logits = torch.zeros(3, 3, 3)
+    logits[0, 0, 1] = logits[0, 1, 2] = math.log(2)  # right twice: 2 of 1 + 1 + 2
+    logits[1, 0, 1] = logits[1, 1, 0] = math.log(2)  # right, then wrong: 1 of 4
+    logits[2, 0, 0] = math.log(6)  # right: 6 of 8; the token behind does not matter
+    model, task = Parrot(logits), TextToText()
+    expected = [math.log(2), (math.log(2) + math.log(4)) / 2, math.log(8 / 6)]
+    assert task.example_losses(model, batch).tolist() == pytest.approx(expected, rel=1e-6)
+    metrics = task.metrics(task.outputs(model, batch), batch)
+    assert metrics == {"accuracy": pytest.approx(2 / 3), "loss": pytest.approx(sum(expected) / 3, rel=1e-6)}
+    assert dict(task.higher_is_better) == {"accuracy": True, "loss": False}
+
+
+@pytest.mark.parametrize("backbone", ["gpt2_lm", "llama"])
+def test_an_answer_counts_where_greedy_decoding_writes_it(backbone: str) -> None:
+    """Questions in one batch, padded, against each decoded alone; half of the answers are what the model writes."""
+    built = tiny.build(backbone=backbone)
+    model, columns = built.model, {name: column[:8].clone() for name, column in built.test.columns.items()}
+    width = columns["labels"].shape[1]
+    written = []
+    for row in range(8):
+        question = columns["input_ids"][row, :-width]
+        question = question[question >= 0][None].long()
+        whole = model.generate(
+            input_ids=question,
+            attention_mask=torch.ones_like(question),
+            max_new_tokens=width,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        written.append(whole[0, question.shape[1] :])
+        if row % 2:
+            columns["labels"][row] = columns["input_ids"][row, -width:] = written[row]
+    task = TextToText()
+    batch = tiny.answers().transform(columns, None)
+    with torch.no_grad():
+        outputs = task.outputs(model, batch)
+    right = [
+        all(token in (-100, reply) for token, reply in zip(label.tolist(), replies.tolist(), strict=True))
+        for label, replies in zip(columns["labels"], written, strict=True)
+    ]
+    assert sum(right) >= 4
+    assert task.metrics(outputs, columns)["accuracy"] == pytest.approx(sum(right) / 8)
 
 
 def test_images_of_another_size_than_the_backbone_interpolate_its_positions() -> None:

@@ -183,6 +183,30 @@ def test_classes_of_the_user_are_read_by_class_path(user_module: Any) -> None:
     assert settings.resolved["client"]["module"] == "configuration_user.Module"
 
 
+def test_a_file_repeats_a_run_of_classes_of_the_current_directory(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file lies in another folder, into which jsonargparse changes while it reads."""
+    (elsewhere / "configuration_here.py").write_text(USER_MODULE)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
+    (elsewhere / "run").mkdir()
+    file = saved(elsewhere / "run", read("--method configuration_here.Mine --method.width 4"))
+    del sys.modules["configuration_here"]
+    assert read(f"--config {file}").method.width == 4
+    del sys.modules["configuration_here"]
+
+
+def test_data_get_the_backbones_tokenizer_where_they_name_none(elsewhere: Path) -> None:
+    (elsewhere / "words").mkdir()
+    for given, found in {
+        "": "openai-community/gpt2",
+        "words": str(elsewhere / "words"),
+        "a/hub-id": "a/hub-id",
+    }.items():
+        settings = read("--config flasc_20newsgroups" + (f" --data.tokenizer {given}" if given else ""))
+        assert settings.data.tokenizer == settings.resolved["data"]["init_args"]["tokenizer"] == found
+
+
 def test_a_name_known_by_its_class_path_is_the_same_method() -> None:
     assert read("--method methods.lora.LoRA").resolved == read("--method LoRA").resolved
 

@@ -1,0 +1,153 @@
+"""Texts as tokens: a backbone's tokenizer, tokens made once and kept in a file, and the two layouts that tasks read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_partitions.cache import cached_array
+from data_partitions.columns import is_local
+from data_partitions.dataset import FederatedData
+from data_partitions.errors import DataError
+from data_partitions.hub import first_line, probe_hub
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NO_TOKEN = -1
+"""What stands in stored columns where a row has no token."""
+
+IGNORED = -100
+"""What stands in token labels where nothing is to be predicted, as in transformers and torch."""
+
+
+def load_tokenizer(path: str) -> Any:
+    """Loads a tokenizer that can pad.
+
+    Args:
+        path: a local folder (an existing path, or anything that starts with `/`, `.` or `~`) or a hub id `owner/name`,
+            taken from the local hub cache where it lies there.
+
+    Returns:
+        The tokenizer. Where it names no padding token, its end-of-text token pads, as is usual for GPT-2: padding is
+        masked, so nothing learns from it.
+
+    Raises:
+        DataError: if there is no tokenizer under `path` (the hub is given 3 seconds), or it has neither of the two.
+    """
+    from huggingface_hub import HfApi
+    from transformers import AutoTokenizer
+
+    local = is_local(path)
+    source = os.path.expanduser(path) if local else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+    except Exception as missing:
+        why = None if local else probe_hub(lambda: HfApi().model_info(path, timeout=3))
+        if local or why is not None:
+            raise _no_tokenizer(path, missing if local else why) from missing
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception as error:
+            raise _no_tokenizer(path, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder that has only a model
+        raise _no_tokenizer(path, "it has no vocabulary")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise DataError(
+            f"data.tokenizer {path!r} has no padding and no end-of-text token, expected one of them: set pad_token in"
+            f" its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def cached_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, folder: str | Path) -> np.ndarray:
+    """Turns texts into tokens, or reads what an earlier call made of the same texts with the same tokenizer.
+
+    Args:
+        texts: at least one.
+        tokenizer: what `load_tokenizer` returned.
+        max_length: the most tokens of a text, those that the tokenizer adds included; the rest is cut off.
+        folder: where tokens are kept, `~` allowed.
+
+    Returns:
+        int32 (N, T), T at most max_length: a text's tokens from the left, `NO_TOKEN` behind the last one.
+    """
+
+    def tokenize() -> np.ndarray:
+        found = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+        return pad_rows(found, max(map(len, found)))
+
+    # The version stands for how a tokenizer is applied, its own text for what it does.
+    import tokenizers
+
+    made_by = f"tokenizers {tokenizers.__version__} length {max_length}", tokenizer.backend_tokenizer.to_str()
+    parts = (part.encode(errors="surrogatepass") for part in chain(made_by, texts))
+    return cached_array(folder, "tokens", parts, tokenize)
+
+
+def pad_rows(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Lays rows of tokens out as int32 (N, width), `NO_TOKEN` behind the last of each."""
+    padded = np.full((len(rows), width), NO_TOKEN, dtype=np.int32)
+    for row, tokens in enumerate(rows):
+        padded[row, : len(tokens)] = tokens
+    return padded
+
+
+def with_answers(questions: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Puts an answer behind every question, such that all answers start in the same column.
+
+    Args:
+        questions: int32 (N, Q), tokens from the left, `NO_TOKEN` behind them.
+        answers: int32 (N, K), likewise.
+
+    Returns:
+        The inputs int32 (N, Q + K), questions pushed to the right against the answers; and the labels int64 (N, K),
+        the answers with `IGNORED` behind them.
+    """
+    # A stable sort by "is a token" moves the gap of every row to its left.
+    order = np.argsort(questions != NO_TOKEN, axis=1, kind="stable")
+    inputs = np.concatenate([np.take_along_axis(questions, order, axis=1), answers], axis=1)
+    return inputs, np.where(answers == NO_TOKEN, IGNORED, answers).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class TextData(FederatedData):
+    """Texts in memory as one int32 column of tokens, made into a model's inputs a batch at a time.
+
+    `pad_token_id` must be given.
+
+    Raises:
+        DataError: for a text without any token, of which attention can make nothing.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for split, columns in (("train", self.train), ("test", self.test)):
+            empty = (columns["input_ids"] == NO_TOKEN).all(1).nonzero()
+            if len(empty):
+                row = empty[0].item()
+                raise DataError(f"{split} text at row {row} has no tokens, expected at least one: drop the row")
+
+    def transform(self, batch: dict[str, Tensor], draws: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Fills gaps with padding and masks them; see `FederatedData.transform`."""
+        tokens = batch["input_ids"].long()
+        present = tokens != NO_TOKEN
+        assert self.pad_token_id is not None
+        filled = tokens.masked_fill(~present, self.pad_token_id)
+        return {**batch, "input_ids": filled, "attention_mask": present.long()}
+
+
+def _no_tokenizer(path: str, reason: BaseException | str | None) -> DataError:
+    why = first_line(reason) if isinstance(reason, BaseException) else reason
+    return DataError(
+        f"data.tokenizer {path!r} cannot be loaded ({why}), expected a folder with tokenizer.json or a hub id: give one"
+        f" with --data.tokenizer"
+    )

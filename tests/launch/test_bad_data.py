@@ -1,0 +1,146 @@
+"""Data that a run cannot use: one line, exit status 2, before anything is written; caches whole or not there."""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset
+from PIL import Image
+
+from launch.__main__ import main
+from tests.data_partitions.words import save_words
+
+POSTS = [{"text": "the goalie saves", "label": 10}, {"text": "orbit", "label": 14}] * 20
+
+
+def write_posts(folder: Path, rows: list[dict[str, Any]] = POSTS, behind: str = "") -> None:
+    for split in ("train", "test"):
+        with gzip.open(folder / f"{split}.jsonl.gz", "wt") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in (rows if split == "train" else POSTS)))
+            file.write(behind if split == "train" else "")
+
+
+def image(side: int = 32, kept: int | None = None) -> dict[str, Any]:
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    return {"bytes": file.getvalue()[:kept], "path": None}
+
+
+def write_images(folder: Path, last: dict[str, Any] | None = None, label: int = 1, name: str = "label") -> None:
+    for split in ("train", "test"):
+        cells = [image() for _ in range(39)] + [last or image()]
+        Dataset.from_dict({"img": cells, name: [0] * 39 + [label]}).to_parquet(folder / f"{split}.parquet")
+
+
+def save_gpt2(folder: Path, tokens: int = 60, positions: int = 32, **tokenizer: Any) -> None:
+    config = hf.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, vocab_size=tokens, n_positions=positions, bos_token_id=2, eos_token_id=3
+    )
+    hf.GPT2LMHeadModel(config).save_pretrained(folder)
+    save_words(folder, **tokenizer)
+
+
+IMAGES = "--data CIFAR10 --data.path here --data.image_size 8"
+POSTED = "--data TwentyNewsgroups --data.path here --backbone.path here"
+CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+    "a missing column of images": (
+        lambda here: write_images(here, name="fine_label"),
+        IMAGES,
+        ("train.parquet has no column 'label'", "'fine_label'", "rename"),
+    ),
+    "a missing column of texts": (
+        lambda here: write_posts(here, [{"body": "a", "label": 1}]),
+        POSTED,
+        ("train.jsonl.gz has no column 'text'", "'body'", "rename"),
+    ),
+    "a broken line": (
+        lambda here: write_posts(here, behind='{"text": "cut sh'),
+        POSTED,
+        ("train.jsonl.gz line 41 is no JSON", "expected one object a line", "correct it"),
+    ),
+    "a corrupt image": (
+        lambda here: write_images(here, image(kept=40)),
+        IMAGES,
+        ("train image at row 39 cannot be decoded", "expected a whole PNG or JPEG", "replace or drop it"),
+    ),
+    "an image of another size": (
+        lambda here: write_images(here, image(side=31)),
+        IMAGES,
+        ("train image at row 39 is 31 x 31", "expected 32 x 32", "resize or drop it"),
+    ),
+    "a label that the head of ten lacks": (
+        lambda here: write_images(here, label=10),
+        IMAGES,
+        ("train label 10 at row 39", "expected 0 to 9", "correct the row"),
+    ),
+    "a label that has no name": (
+        lambda here: write_posts(here, [*POSTS, {"text": "a", "label": 20}]),
+        POSTED,
+        ("train label 20 at row 40", "expected 0 to 19", "correct it"),
+    ),
+    "a tokenizer without padding": (
+        lambda here: save_gpt2(here, pad=False, end=False),
+        POSTED,
+        ("data.tokenizer", "has no padding and no end-of-text token", "set pad_token"),
+    ),
+    "no tokenizer": (
+        lambda here: hf.GPT2LMHeadModel(hf.GPT2Config(n_embd=16, n_layer=1, n_head=2)).save_pretrained(here),
+        POSTED,
+        ("data.tokenizer", "cannot be loaded", "give one with --data.tokenizer"),
+    ),
+    "another model's tokenizer": (
+        lambda here: save_gpt2(here, tokens=6),
+        POSTED,
+        ("has token", "knows 0 to 5", "give the backbone's own tokenizer"),
+    ),
+    "texts longer than the backbone reads": (
+        lambda here: (save_gpt2(here, positions=8), write_posts(here, [{"text": "moon " * 99, "label": 1}])),  # type: ignore[dict-item]
+        POSTED,
+        ("train has texts of 103 tokens", "reads at most 8", "lower data.max_length"),
+    ),
+    "images for a model of texts": (
+        lambda here: (save_gpt2(here), write_images(here)),  # type: ignore[dict-item]
+        f"{IMAGES} --backbone.path here",
+        ("cannot be loaded with AutoModelForImageClassification",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_data_is_one_line(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, options, says = CASES[case]
+    here, cache = tmp_path / "here", tmp_path / "cache"
+    here.mkdir()
+    write(here)
+    if "TwentyNewsgroups" in options and not list(here.glob("*.jsonl.gz")):
+        write_posts(here)
+    if "TwentyNewsgroups" in options and not (here / "config.json").exists():
+        save_gpt2(here)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    status = main(["run", *options.split(), "--data.cache", str(cache), "--run_dir", "new"])
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, ""), err
+    assert err.startswith("fedsim: ")
+    assert err.count("\n") == 1
+    assert [part for part in says if part not in err] == [], err
+    assert not (tmp_path / "new").exists()
+    assert [name for name in (os.listdir(cache) if cache.exists() else []) if not name.endswith(".npy")] == []
+    torch.manual_seed(0)  # what backbones were made from is nobody else's
+
+
+def test_a_broken_image_leaves_no_cache(tmp_path: Path) -> None:
+    write_images(tmp_path, image(kept=40))
+    command = ["run", *IMAGES.replace("here", str(tmp_path)).split(), "--data.cache", str(tmp_path / "cache")]
+    assert main(command) == 2
+    assert not (tmp_path / "cache").exists()
