@@ -118,12 +118,22 @@ class Recorder:
         return means
 
 
-def set_client_mode(module: nn.Module) -> None:
-    """Sets what trains on a client: backbone dropout off, LoRA dropout on, as in FLASC's published code."""
-    module.eval()
+def set_client_mode(module: nn.Module, backbone_dropout: bool = False) -> None:
+    """Sets what is random while a client trains: LoRA's dropout always, the backbone's own where asked for.
+
+    FLASC's published code has the backbone's off, as its model comes from from_pretrained and is never told to train.
+
+    Args:
+        module: the client's module.
+        backbone_dropout: whether the dropout that the backbone was built with is on. Running statistics of batch
+            normalisation stay as they are in any case: they do not travel.
+    """
+    module.train(backbone_dropout)
     for layer in module.modules():
         if isinstance(layer, LoraLayer):
             layer.lora_dropout.train()
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
 
 
 def _loss_of(output: Any) -> Tensor:
@@ -133,6 +143,11 @@ def _loss_of(output: Any) -> Tensor:
         raise ConfigurationError(
             f"training_step of the client's module returned {type(output).__name__} without a loss; "
             "expected a tensor, or a dict with one under 'loss'"
+        )
+    if loss.numel() != 1:
+        raise ConfigurationError(
+            f"training_step of the client's module returned a loss of shape {tuple(loss.shape)}; expected one number, "
+            "so return its mean"
         )
     return loss
 
@@ -148,6 +163,7 @@ class SequentialTrainer:
         optimizer: the client's optimiser.
         penalty: what the method adds to every loss, or None.
         autocast: makes the precision context of a step.
+        backbone_dropout: whether the backbone's own dropout is on.
     """
 
     def __init__(
@@ -158,6 +174,7 @@ class SequentialTrainer:
         optimizer: LocalOptimizer,
         penalty: Penalty | None,
         autocast: Autocast,
+        backbone_dropout: bool = False,
     ) -> None:
         self._module = module
         self._parameters = parameters
@@ -165,6 +182,7 @@ class SequentialTrainer:
         self._optimizer = optimizer
         self._penalty_gradient = None if penalty is None else torch.func.grad(penalty)
         self._autocast = autocast
+        self._backbone_dropout = backbone_dropout
         self._recorder = Recorder()
         module.log, module.log_dict = self._recorder.log, self._recorder.log_dict
         if not module.automatic_optimization:
@@ -175,7 +193,7 @@ class SequentialTrainer:
 
     def dry_run(self) -> None:
         """Takes the loss of two rows and forgets it: what a module gets wrong shows before anything is written."""
-        set_client_mode(self._module)
+        set_client_mode(self._module, self._backbone_dropout)
         rows = torch.zeros(2, dtype=torch.long, device=self._examples.device)
         with self._own_randomness(), self._autocast():
             _loss_of(self._module.training_step(self._examples.batch(rows), 0))
@@ -183,7 +201,7 @@ class SequentialTrainer:
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs in the order given."""
-        set_client_mode(self._module)
+        set_client_mode(self._module, self._backbone_dropout)
         for job in jobs:
             with self._own_randomness():
                 torch.manual_seed(job.seed)

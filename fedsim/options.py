@@ -43,6 +43,8 @@ class ClientOptions:
         batch_size: examples a local step, at least 1.
         local_epochs: passes over the client's examples a round, at least 1.
         max_steps: an upper bound on local steps a round; none without it.
+        backbone_dropout: whether the backbone's own dropout is on while clients train, beside LoRA's, which always is;
+            off as in FLASC's published code. On, clients train one after another.
         pack: how many clients train in one forward; 1 trains them one after another. It is part of the bits.
         module: class path of your own LightningModule; its first parameter is the adapted backbone.
     """
@@ -54,6 +56,7 @@ class ClientOptions:
     batch_size: int = 16
     local_epochs: int = 1
     max_steps: int | None = None
+    backbone_dropout: bool = False
     pack: int = 1
     module: Callable[[Any], Any] | None = None
 

@@ -1,6 +1,7 @@
 import copy
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import lightning
@@ -12,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
-from fedsim.client import ClientModule, Recorder, Trained, set_client_mode, weighted_mean
+from fedsim.client import ClientModule, Recorder, SequentialTrainer, Trained, set_client_mode, weighted_mean
 from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
@@ -315,6 +316,24 @@ def test_the_backbones_dropout_is_off_while_clients_train() -> None:
     built = tiny.build()
     left, right = (train(built, built.job(0, 10, seed=seed)) for seed in (1, 2))
     assert torch.equal(left, right)
+
+
+def test_the_backbones_dropout_can_be_asked_for() -> None:
+    """Attention's and the layers', as a model in training mode has it; statistics of batches stay off."""
+    built = tiny.build()
+    built.module.extra = nn.BatchNorm1d(2)
+    set_client_mode(built.module, backbone_dropout=True)
+    assert {name for name, module in built.module.named_modules() if not module.training} == {"extra"}
+    trainer = SequentialTrainer(
+        built.module, built.parameters, built.train, SGD(0.05), None, nullcontext, backbone_dropout=True
+    )
+
+    def trained(seed: int) -> Tensor:
+        (result,) = trainer.train([built.job(0, 10, seed=seed)])
+        return result.vector.clone()
+
+    assert torch.equal(trained(1), trained(1))
+    assert not torch.equal(trained(1), trained(2))
 
 
 def test_loras_dropout_depends_on_the_jobs_seed_alone() -> None:

@@ -81,6 +81,10 @@ class Silent(Plain):
     def training_step(self, batch, batch_idx):
         super().training_step(batch, batch_idx)
 
+class Rows(Plain):
+    def training_step(self, batch, batch_idx):
+        return self.backbone(pixel_values=batch["pixel_values"]).logits.sum(1)
+
 class LogsText(Plain):
     def training_step(self, batch, batch_idx):
         self.log("mood", "fine")
@@ -244,6 +248,7 @@ ROWS: list[Row] = [
     row("run --client.module bad_input_user.Greedy", "trains extra.weight", "freeze it"),
     row("run --client.module bad_input_user.Demanding", "Demanding cannot be made", "takes the backbone alone"),
     row("run --client.module bad_input_user.Silent", "returned NoneType without a loss", "expected a tensor"),
+    row("run --client.module bad_input_user.Rows", "returned a loss of shape (2,)", "return its mean"),
     row("run --client.module bad_input_user.LogsText", "logs 'mood' as a str", "log its value"),
     row("run --client.module bad_input_user.Manual", "Manual sets automatic_optimization to False", "leave it out"),
     row("run --client.module bad_input_user.TwoOptimizers", "TwoOptimizers.configure_optimizers returned list",
@@ -287,7 +292,8 @@ ROWS: list[Row] = [
     row("bench --memory_rounds 0", "rounds is 0", "1 or more"),
     row("bench --only bogus/x", "--only is 'bogus/x'", "expected 0/bare", "fedsim_packed"),
     row("bench --only 0", "--only is '0'", "expected 0/bare", "fedsim_packed"),
-    row("bench --only 99/bare", "--only is '99/bare'", "a work below 2"),
+    row("bench --only 99/bare", "--only is '99/bare'", "a work below 3"),
+    row("bench --work bogus", "--work is 'bogus'", "DeiT-Tiny"),
     row("bench --only 0/bare/x", "--only is '0/bare/x'", "expected 0/bare"),
     row("bench --json nowhere/rows.json", "--json is nowhere/rows.json", "no folder nowhere"),
     # Runs that are not there.
