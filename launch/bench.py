@@ -1,19 +1,23 @@
-"""`fedsim bench`: client steps a second of the engine against a bare training loop, alternating in one process."""
+"""`fedsim bench`: client steps a second of the engine against a bare training loop, in rounds that alternate."""
 
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import ConfigurationError
 from fedsim.reporting import peak_memory_bytes, write_atomically
 from launch.arguments import Arguments
+
+if TYPE_CHECKING:
+    from launch.benchmarks.works import Work
 
 EQUAL_WORK = 1e-4
 """The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
@@ -23,8 +27,9 @@ def main(argv: Sequence[str]) -> int:
     """Measures, prints the table, and writes it as JSON where asked."""
     parser = Arguments("bench", "Measures client steps a second, against a bare training loop in the same process.")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--work", help="only works whose names contain this, such as DeiT (default: all, ten minutes)")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
@@ -42,20 +47,54 @@ def main(argv: Sequence[str]) -> int:
         return _payload(arguments.repeats)
     if arguments.only is not None:
         return _once(arguments.only)
-    rows = _measure(arguments.repeats, arguments.threads)
+    rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
     _print(rows, arguments)
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
     return 0
 
 
-def _measure(repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Times every contestant of every work, in turn, so that a slow moment of the machine hits all."""
-    from launch.benchmarks.local_work import WHO, WORKS, Arena
+def _works(part: str | None) -> list[int]:
+    """Numbers the works whose names contain a text, whatever its case."""
+    from launch.benchmarks.works import WORKS
 
+    found = [number for number, work in enumerate(WORKS) if (part or "").lower() in work.name.lower()]
+    if not found:
+        names = "; ".join(work.name for work in WORKS)
+        raise ConfigurationError(f"--work is {part!r}, which is in no name of a work; give a part of one of: {names}")
+    return found
+
+
+def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str, Any]]:
+    """Measures every contestant of the numbered works."""
+    from launch.benchmarks.local_work import WHO
+    from launch.benchmarks.works import WORKS
+
+    # First, as a process's peak counts from that of the one that started it, which is small only now.
+    peaks = {(number, who): _peak_memory(number, who, threads) for number in works for who in WHO}
     rows = []
-    for work in WORKS:
-        arena = Arena(work)
+    for number in works:
+        work = WORKS[number]
+        seconds = _seconds(work, repeats)
+        for who, spent in seconds.items():
+            rows.append(
+                {
+                    "work": work.name,
+                    "who": who,
+                    "client_steps_per_second": round(work.clients * work.steps / statistics.median(spent), 1),
+                    "ratio_to_bare": _ratio(seconds["bare"], spent),
+                    "ratio_to_sequential": _ratio(seconds["fedsim_sequential"], spent),
+                    "peak_memory_bytes": peaks[number, who],
+                }
+            )
+    return rows
+
+
+def _seconds(work: "Work", repeats: int) -> dict[str, list[float]]:
+    """Times the contestants in turn, so that a slow moment of the machine hits all."""
+    from launch.benchmarks.local_work import WHO, Arena
+
+    with Arena(work) as arena:
         contestants = {who: arena.contestant(who) for who in WHO}
         expected = contestants["bare"](1)
         for who, train in contestants.items():  # the warm-up proves equal work
@@ -68,18 +107,12 @@ def _measure(repeats: int, threads: int) -> list[dict[str, Any]]:
                 started = time.perf_counter()
                 train(repeat + 1)
                 seconds[who].append(time.perf_counter() - started)
-        for who, spent in seconds.items():
-            ratios = [bare / own for bare, own in zip(seconds["bare"], spent, strict=True)]
-            rows.append(
-                {
-                    "work": work.name,
-                    "who": who,
-                    "client_steps_per_second": round(arena.steps / statistics.median(spent), 1),
-                    "ratio_to_bare": round(statistics.median(ratios), 3),
-                    "peak_memory_bytes": _peak_memory(WORKS.index(work), who, threads),
-                }
-            )
-    return rows
+    return seconds
+
+
+def _ratio(others: Sequence[float], own: Sequence[float]) -> float:
+    """How much faster than another one is: the median over neighbouring rounds."""
+    return round(statistics.median(other / spent for other, spent in zip(others, own, strict=True)), 3)
 
 
 def _peak_memory(work: int, who: str, threads: int) -> int:
@@ -89,15 +122,18 @@ def _peak_memory(work: int, who: str, threads: int) -> int:
 
 
 def _once(only: str) -> int:
-    from launch.benchmarks.local_work import WHO, WORKS, Arena
+    from launch.benchmarks.local_work import WHO, Arena
+    from launch.benchmarks.works import WORKS
 
     work, _, who = only.partition("/")
     if work not in map(str, range(len(WORKS))) or who not in WHO:
         raise ConfigurationError(
             f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(WHO)}"
         )
-    Arena(WORKS[int(work)]).contestant(who)(1)
-    print(peak_memory_bytes())
+    with Arena(WORKS[int(work)]) as arena:
+        arena.contestant(who)(1)
+    workers_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest that has ended
+    print(max(peak_memory_bytes(), workers_bytes))
     return 0
 
 
@@ -132,9 +168,21 @@ def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
         table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
     console = Console()
     console.print(table)
+    for row in rows:
+        if row["who"] == "fedsim_two_workers":
+            said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
+            console.print(f"{row['work']}: {said}", highlight=False, soft_wrap=True)
+    if _cores() < 2 * arguments.threads:
+        told = f"two workers of {arguments.threads} thread(s) share {_cores()} core(s): no measure of how work spreads"
+        console.print(told, highlight=False, soft_wrap=True)
     console.print(
         f"medians of {arguments.repeats} alternating rounds of 10 clients with 5 steps; {arguments.threads} thread(s), "
-        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
+        f"{_cores()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,19 +6,18 @@ equal work is checked before anything is timed.
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_partitions.digits import Digits
 from data_partitions.iid import IID
-from fedsim.backbone import load_backbone
 from fedsim.client import ClientModule, SequentialTrainer
-from fedsim.data import Examples
+from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.optimizers import SGD
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
@@ -30,38 +29,19 @@ from fedsim.server import initial_state
 from fedsim.simulation import Experiment, run_round
 from fedsim.task import Classification
 from fedsim.transport import Workers
-from launch.registry import BACKBONES
+from launch.benchmarks.two_workers import two_workers
+from launch.benchmarks.works import Round, Work
 from methods.lora import LoRA
-
-Round = Callable[[int], Tensor]
-"""Trains the cohort of a round from the common start; returns the mean update, (P,)."""
 
 _LR, _MOMENTUM = 2e-2, 0.9
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Work:
-    """One size of work.
-
-    Attributes:
-        name: what the table calls it.
-        batch_size: examples a step.
-        clients: trained a round.
-        steps: local steps of each.
-    """
-
-    name: str
-    batch_size: int
-    clients: int = 10
-    steps: int = 5
-
-
-WORKS = (Work("tiny ViT, batch 16", 16), Work("tiny ViT, batch 4", 4))
+_ALONE = Workers(0, 1, _CPU)
 
 
 class Arena:
     """Builds contestants for one work: each gets a model of its own, from the same weights.
+
+    A context manager, because some contestants are processes: they end with it.
 
     Args:
         work: the size of the work.
@@ -69,33 +49,36 @@ class Arena:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._data = Digits().load()
+        self._open = ExitStack()
+        self._data = work.data()
         labels = self._data.train["labels"].numpy()
         # Enough examples a client that every one of its steps is full.
         clients = min(100, len(labels) // (work.batch_size * work.steps))
         self._partition = IID(clients).split(labels, None, np.random.default_rng(0))
 
-    @property
-    def steps(self) -> int:
-        """Client steps a round."""
-        return self._work.clients * self._work.steps
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def contestant(self, who: str) -> Round:
         """Builds one of `WHO`."""
         return WHO[who](self)
 
     def model(self) -> nn.Module:
-        """Loads and adapts the backbone."""
-        data = self._data
-        backbone = load_backbone(str(BACKBONES / "glyphs"), data.task, data.label_names)
-        return LoRA(lora_rank=8).setup(backbone, seed=0)
+        """Makes the adapted backbone."""
+        return self._work.model(self._data)
 
-    def batches(self, round: int) -> Iterator[np.ndarray]:
-        """Yields (steps, batch_size) rows of each client of the round's cohort."""
-        cohort = sample_cohort(generator(0, Purpose.COHORT, round), self._partition.clients, self._work.clients)
-        for client in cohort:
-            random = generator(0, Purpose.BATCHES, round, client)
-            yield local_batches(random, self._partition.of(client), self._work.batch_size, 1, self._work.steps)
+    def batches(self, round: int, client: int) -> Iterator[Batch]:
+        """Yields the batches of a client's steps, augmented by the same draws as in the engine."""
+        data, work = self._data, self._work
+        random = generator(0, Purpose.BATCHES, round, client)
+        rows = local_batches(random, self._partition.of(client), work.batch_size, 1, work.steps)
+        draws = data.draw(generator(0, Purpose.AUGMENTATION, round, client), rows.shape)
+        for step, chosen in enumerate(torch.from_numpy(rows)):
+            batch = {name: column[chosen] for name, column in data.train.items()}
+            yield data.transform(batch, {name: draw[step] for name, draw in draws.items()})
 
     def loop(self, model: nn.Module, round: int, prepare: Callable[[nn.Module], nn.Module]) -> Tensor:
         """The bare training loop: plain PyTorch, an optimiser a client, nothing around it.
@@ -105,21 +88,25 @@ class Arena:
             round: which cohort.
             prepare: returns the model that a client trains, at the start.
         """
-        columns, total = self._data.train, torch.zeros(())
-        start = _flat(model)
-        for batches in self.batches(round):
+        total, start, interpolates = torch.zeros(()), _flat(model), self._work.interpolates
+        for client in sample_cohort(generator(0, Purpose.COHORT, round), self._partition.clients, self._work.clients):
             trained = prepare(model)
             optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], _LR, _MOMENTUM)
-            for rows in torch.from_numpy(batches):
+            for batch in self.batches(round, client):
                 optimizer.zero_grad()
-                logits = trained(pixel_values=columns["pixel_values"][rows]).logits
-                functional.cross_entropy(logits, columns["labels"][rows]).backward()
+                logits = trained(pixel_values=batch["pixel_values"], interpolate_pos_encoding=interpolates).logits
+                functional.cross_entropy(logits, batch["labels"]).backward()
                 optimizer.step()
             total = total + (start - _flat(trained))
         return total / self._work.clients
 
-    def engine(self, slots: int) -> Round:
-        """The engine's whole round: sampling, encoding, decoding and the server's step included."""
+    def engine(self, slots: int, workers: Workers = _ALONE) -> Round:
+        """The engine's whole round: sampling, encoding, decoding and the server's step included.
+
+        Args:
+            slots: clients in one forward; 1 trains one after another.
+            workers: the processes that share the round; only the server worker's returns the update, others zeros.
+        """
         model = self.model()
         parameters = FlatParameters(model)
         task, data = Classification(), self._data
@@ -139,7 +126,7 @@ class Arena:
             communication=CommunicationOptions(),
             run=RunOptions(rounds=1, cohort_size=self._work.clients),
         )
-        start, workers = parameters.vector.clone(), Workers(0, 1, _CPU)
+        start = parameters.vector.clone()
 
         def train_round(round: int) -> Tensor:
             parameters.vector.copy_(start)
@@ -148,6 +135,10 @@ class Arena:
             return start - state.vector.detach()
 
         return train_round
+
+    def two_workers(self) -> Round:
+        """The engine's whole round on two processes, each of as many threads as this one."""
+        return self._open.enter_context(two_workers(partial(_share, self._work), torch.get_num_threads()))
 
 
 def _bare(arena: Arena) -> Round:
@@ -167,6 +158,11 @@ def _deep_copy(arena: Arena) -> Round:
     return lambda round: arena.loop(model, round, copy.deepcopy)
 
 
+def _share(work: Work, workers: Workers) -> Round:
+    """One worker's part of a round, built in its own process."""
+    return Arena(work).engine(1, workers)
+
+
 def _flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
@@ -175,5 +171,6 @@ WHO: dict[str, Callable[[Arena], Round]] = {
     "bare": _bare,
     "deep_copy": _deep_copy,
     "fedsim_sequential": lambda arena: arena.engine(1),
+    "fedsim_two_workers": Arena.two_workers,
     "fedsim_packed": lambda arena: arena.engine(10),
 }

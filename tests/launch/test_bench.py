@@ -1,57 +1,119 @@
 """`fedsim bench`: every contestant has its row, and nothing is timed before equal work is proven."""
 
 import json
-from collections.abc import Callable
+import multiprocessing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import local_work, payload
-from launch.benchmarks.local_work import WHO, Arena, Work
+from launch.benchmarks import local_work, payload, works
+from launch.benchmarks.local_work import WHO, Arena
+from launch.benchmarks.works import WORKS, Round, Work
 
-SMALLEST = Work("smallest", batch_size=4, clients=2, steps=2)
+SMALLEST = Work("smallest", works.digits, works.tiny_vit, batch_size=4, clients=2, steps=2)
+DEIT = next(work for work in WORKS if work.name == "DeiT-Tiny 64 px, batch 16")
 
 
 @pytest.fixture(autouse=True)
 def _smallest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest work, and no processes of their own for peak memory."""
-    monkeypatch.setattr(local_work, "WORKS", (SMALLEST,))
+    monkeypatch.setattr(works, "WORKS", (SMALLEST,))
     monkeypatch.setattr(bench, "_peak_memory", lambda work, who, threads: 123_000_000)
 
 
-def test_every_contestant_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One worker here in place of two processes, which take seconds to start; notes their threads when they end."""
+    threads_of_ended: list[int] = []
+
+    @contextmanager
+    def here(build: Callable[[Workers], Round], threads: int) -> Iterator[Round]:
+        try:
+            yield build(Workers(0, 1, torch.device("cpu")))
+        finally:
+            threads_of_ended.append(threads)
+
+    monkeypatch.setattr(local_work, "two_workers", here)
+    return threads_of_ended
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of the works that the command measures, all three there; nothing runs."""
+    numbers: list[int] = []
+
+    def measure(works: list[int], repeats: int, threads: int) -> list[dict[str, Any]]:
+        numbers.extend(works)
+        speeds = {"client_steps_per_second": 18.5, "ratio_to_bare": 1.84, "ratio_to_sequential": 1.85}
+        return [{"work": "any", "who": "fedsim_two_workers", **speeds, "peak_memory_bytes": 1}]
+
+    monkeypatch.setattr(works, "WORKS", WORKS)
+    monkeypatch.setattr(bench, "_measure", measure)
+    return numbers
+
+
+def test_every_contestant_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str], ended: list[int]) -> None:
     path = tmp_path / "rows.json"
     assert main(["bench", "--repeats", "1", "--json", str(path)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     rows = json.loads(path.read_text())
     assert [(row["work"], row["who"]) for row in rows] == [("smallest", who) for who in WHO]
-    assert {"bare", "fedsim_sequential", "fedsim_packed"} < set(WHO)
+    assert {"bare", "fedsim_sequential", "fedsim_two_workers", "fedsim_packed"} < set(WHO)
     for row in rows:
         assert row["client_steps_per_second"] > 0
         assert row["ratio_to_bare"] > 0
+        assert row["ratio_to_sequential"] > 0
         assert row["peak_memory_bytes"] == 123_000_000
         assert row["who"] in out
     assert rows[0]["ratio_to_bare"] == 1
+    assert {row["who"]: row for row in rows}["fedsim_sequential"]["ratio_to_sequential"] == 1
     assert "medians of 1 alternating rounds" in out
+    assert ended == [1]
 
 
 def test_all_do_equal_work() -> None:
-    """In a later round, too, whatever each kept of the rounds before."""
-    arena = Arena(SMALLEST)
-    contestants = {who: arena.contestant(who) for who in WHO}
-    for round in (1, 2, 1):
-        expected = contestants["bare"](round)
-        assert expected.norm() > 0
-        for who, train in contestants.items():
-            assert (train(round) - expected).norm() <= bench.EQUAL_WORK * expected.norm(), who
+    """In a later round, too, whatever each kept of the rounds before; two workers, real ones here, to the bit."""
+    with Arena(SMALLEST) as arena:
+        contestants = {who: arena.contestant(who) for who in WHO}
+        for round in (1, 2, 1):
+            expected = contestants["bare"](round)
+            assert expected.norm() > 0
+            updates = {who: train(round) for who, train in contestants.items()}
+            for who, update in updates.items():
+                assert (update - expected).norm() <= bench.EQUAL_WORK * expected.norm(), who
+            assert torch.equal(updates["fedsim_two_workers"], updates["fedsim_sequential"])
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        workers[1].kill()
+        with pytest.raises(RuntimeError, match="one of the two workers stopped"):
+            contestants["fedsim_two_workers"](1)
+    assert multiprocessing.active_children() == []
 
 
-def test_who_does_other_work_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("ended")
+def test_deit_tiny_does_equal_work_on_augmented_images() -> None:
+    """All of DeiT-Tiny, on two steps of two images: the same crops and flips, and positions interpolated by all."""
+    arena = Arena(replace(DEIT, batch_size=2, clients=2, steps=1))
+    trained = [p.numel() for p in arena.model().parameters() if p.requires_grad]
+    assert sum(trained) == 12 * 2 * (192 * 16 + 16 * 192) + (192 + 1) * 10
+    assert next(arena.batches(1, 0))["pixel_values"].shape == (2, 3, 64, 64)
+    expected = arena.contestant("bare")(1)
+    assert expected.norm() > 0
+    for who in WHO:
+        assert (arena.contestant(who)(1) - expected).norm() <= bench.EQUAL_WORK * expected.norm(), who
+
+
+def test_who_does_other_work_is_not_timed(monkeypatch: pytest.MonkeyPatch, ended: list[int]) -> None:
     def idle(arena: Arena) -> Callable[[int], Tensor]:
         train = arena.contestant("bare")
         return lambda round: (1 + 2 * bench.EQUAL_WORK) * train(round)
@@ -59,6 +121,41 @@ def test_who_does_other_work_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(WHO, "idle", idle)
     with pytest.raises(RuntimeError, match="smallest: idle differs from the bare loop"):
         main(["bench", "--repeats", "1"])
+    assert ended == [1]
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [((), [0, 1, 2]), (("--work", "deit"), [2]), (("--work", "batch 16"), [0, 2]), (("--work", "tiny ViT"), [0, 1])],
+)
+def test_works_are_chosen_by_a_part_of_their_names(
+    options: tuple[str, ...], numbers: list[int], measured: list[int]
+) -> None:
+    assert main(["bench", *options]) == 0
+    assert measured == numbers
+
+
+def test_an_unknown_work_is_answered_in_a_line(measured: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--work", "GPT"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "--work is 'GPT'" in said
+    assert all(work.name in said for work in WORKS)
+    assert measured == []
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(("cores", "threads", "noted"), [(1, 1, True), (2, 1, False), (2, 2, True)])
+def test_two_workers_are_held_against_one_unless_they_share_cores(
+    cores: int, threads: int, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(bench, "_cores", lambda: cores)
+    assert main(["bench", "--threads", str(threads)]) == 0
+    torch.set_num_threads(before)
+    out = capsys.readouterr().out
+    assert "two workers do 1.850 times the client steps of one" in out
+    assert ("no measure of how work spreads" in out) == noted
 
 
 def test_one_contestant_alone_prints_its_peak_memory(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,85 @@
+"""The works that `fedsim bench` measures: a model, its data, and how much of it is a round."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTForImageClassification
+
+from data_partitions.cifar10 import LABEL_NAMES, SIDE, CIFAR10Data
+from data_partitions.dataset import FederatedData
+from data_partitions.digits import Digits
+from fedsim.backbone import load_backbone
+from launch.registry import BACKBONES
+from methods.lora import LoRA
+
+Round = Callable[[int], Tensor]
+"""Trains the cohort of a round from the common start; returns the mean update, (P,)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One size of work.
+
+    Attributes:
+        name: what the table calls it.
+        data: makes the data set, images with labels; the same every time.
+        model: makes the adapted backbone for it; the same weights every time.
+        batch_size: examples a step.
+        interpolates: whether images have another size than the backbone's positions.
+        clients: trained a round.
+        steps: local steps of each.
+    """
+
+    name: str
+    data: Callable[[], FederatedData]
+    model: Callable[[FederatedData], nn.Module]
+    batch_size: int
+    interpolates: bool = False
+    clients: int = 10
+    steps: int = 5
+
+
+def digits() -> FederatedData:
+    """Loads handwritten digits, 8x8."""
+    return Digits().load()
+
+
+def tiny_vit(data: FederatedData) -> nn.Module:
+    """Loads the embedded backbone, with LoRA of rank 8 on query, key and value."""
+    backbone = load_backbone(str(BACKBONES / "glyphs"), data.task, data.label_names)
+    return LoRA(lora_rank=8).setup(backbone, seed=0)
+
+
+def random_photographs() -> FederatedData:
+    """Draws bytes that go through CIFAR-10's crops, flips and bicubic resize, to 64x64: speed asks for no real ones."""
+    random = torch.Generator().manual_seed(0)
+
+    def split(examples: int) -> dict[str, Tensor]:
+        pixels = torch.randint(256, (examples, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
+        return {"pixel_values": pixels, "labels": torch.randint(len(LABEL_NAMES), (examples,), generator=random)}
+
+    return CIFAR10Data(split(2000), split(10), LABEL_NAMES, "image_classification", image_size=64)
+
+
+def deit_tiny(data: FederatedData) -> nn.Module:
+    """Makes a backbone of DeiT-Tiny's shape with random weights, and LoRA of rank 16 on key and value.
+
+    No download, because speed does not depend on the weights. Source of the shape: Touvron et al. 2021, "Training
+    data-efficient image transformers & distillation through attention", Table 1; of the adapter: the preset
+    flasc_cifar10_small.
+    """
+    sizes = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        backbone = ViTForImageClassification(ViTConfig(**sizes, num_labels=len(data.label_names)))
+    backbone.requires_grad_(False).eval()
+    return LoRA(lora_rank=16, lora_targets="key,value").setup(backbone, seed=0)
+
+
+WORKS = (
+    Work("tiny ViT, batch 16", digits, tiny_vit, 16),
+    Work("tiny ViT, batch 4", digits, tiny_vit, 4),
+    Work("DeiT-Tiny 64 px, batch 16", random_photographs, deit_tiny, 16, interpolates=True),
+)
