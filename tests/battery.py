@@ -11,9 +11,13 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from data_partitions.cifar10 import CIFAR10Data
+from data_partitions.dataset import DataSet, FederatedData
+from fedsim.backbone import quiet
 from launch.configuration import read_settings
 from launch.environment import start_workers, stop_workers
 from launch.experiment import run_on
+from tests import tiny
 
 COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2")
 BATTERY: dict[str, tuple[str, ...]] = {
@@ -36,7 +40,41 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "--method.lora_dropout",
         "0.1",
     ),
+    "photographs": ("--method", "FLASC", "--data", "tests.battery.Photographs", "--backbone.path", "{here}/vit"),
+    "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm"),
 }
+
+
+class Photographs(DataSet):
+    """Images that are augmented, and resized to another size than the backbone's, as CIFAR-10's are."""
+
+    def load(self) -> FederatedData:
+        """Draws them."""
+        random = torch.Generator().manual_seed(2)
+
+        def split(count: int) -> dict[str, torch.Tensor]:
+            pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
+            return {"pixel_values": pixels, "labels": torch.randint(3, (count,), generator=random)}
+
+        return CIFAR10Data(split(600), split(300), ("a", "b", "c"), "image_classification", image_size=12)
+
+
+class Answers(DataSet):
+    """Questions and answers for a language model."""
+
+    def load(self) -> FederatedData:
+        """Draws them."""
+        return tiny.answers(train=600, test=300)
+
+
+def entries(folder: Path) -> dict[str, list[str]]:
+    """Every entry's options; the backbones that they name lie below a folder, and are saved where they do not yet."""
+    for name, options in {"vit": {"num_channels": 3}, "gpt2_lm": {}}.items():
+        if not (folder / name).exists():
+            with torch.random.fork_rng(), quiet():
+                torch.manual_seed(1)
+                tiny.BACKBONES[name](**options).save_pretrained(folder / name)
+    return {name: [o.format(here=folder) for o in options] for name, options in {**BATTERY, **VARIANTS}.items()}
 
 
 class Spy:
@@ -63,7 +101,7 @@ def main(folder: Path) -> None:
     """Runs everything; each worker leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
     fabric, workers = start_workers("cpu", "32-true", 1)
     spy = Spy()
-    for name, options in {**BATTERY, **VARIANTS}.items():
+    for name, options in entries(folder).items():
         spy.carried.clear()
         settings = read_settings([*COMMON, *options, "--run_dir", str(folder / name)])
         run_on(settings, fabric, workers, Console(quiet=True))

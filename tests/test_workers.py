@@ -15,7 +15,7 @@ import torch
 from fedsim.codec import decode
 from launch.__main__ import main
 from launch.registry import choices
-from tests.battery import BATTERY, COMMON, VARIANTS
+from tests.battery import BATTERY, COMMON, VARIANTS, entries
 
 ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = {**BATTERY, **VARIANTS}
@@ -47,7 +47,7 @@ def environment() -> dict[str, str]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every entry of the battery, on one worker, in this process."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, options in ENTRIES.items():
+    for name, options in entries(folder).items():
         assert main(["run", *COMMON, *options, "--run_dir", str(folder / name)]) == 0
     return folder
 
@@ -56,6 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
     """The same on several workers: one torchrun for all entries."""
     folder = tmp_path_factory.mktemp(f"workers{request.param}")
+    entries(folder)  # saved here: under torchrun only the first worker would
     command = torchrun(request.param, "tests.battery", str(folder))
     subprocess.run(command, check=True, timeout=240, cwd=ROOT, env=environment(), capture_output=True)
     return request.param, folder
