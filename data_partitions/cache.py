@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+
+CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def cached_array(
@@ -47,21 +50,26 @@ def _digest(parts: Iterable[bytes | None]) -> str:
 def _read(file: Path) -> np.ndarray | None:
     """The array of a cache file, or None where there is none or it is damaged."""
     try:
-        with file.open("rb") as source:
-            array: np.ndarray = np.load(source, allow_pickle=False)
-            return array if source.read() == hashlib.sha256(array.data).digest() else None
-    except (OSError, ValueError, EOFError, BufferError):
+        content = file.read_bytes()
+    except OSError:
         return None
+    array, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if hashlib.sha256(array).digest() != checksum:
+        return None
+    loaded: np.ndarray = np.load(io.BytesIO(array), allow_pickle=False)
+    return loaded
 
 
 def _write(file: Path, array: np.ndarray) -> None:
-    """Writes the array and, behind it, its checksum."""
+    """Writes the array as a .npy file and, behind it, the checksum of that."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as target:
-            np.save(target, array, allow_pickle=False)
-            target.write(hashlib.sha256(array.data).digest())
+            target.write(content.getbuffer())
+            target.write(hashlib.sha256(content.getbuffer()).digest())
         os.replace(unfinished, file)
     except OSError:  # A read-only home or a full disk costs a later start some seconds, not this run.
         pass

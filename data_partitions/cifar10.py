@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from data_partitions.columns import load_columns
+from data_partitions.columns import load_columns, require_label_names
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
-from data_partitions.images import cached_images, decode_images, draw_crop_flip, normalise, random_crop_flip, resize
+from data_partitions.images import cached_images, draw_crop_flip, normalise, random_crop_flip, resize
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +89,7 @@ class CIFAR10(DataSet):
         import torch
 
         found = load_columns(self.path, split, ("img", "label"))
-        _check_label_names(f"data.path {self.path!r}, {split},", getattr(found.features["label"], "names", LABEL_NAMES))
+        require_label_names(f"data.path {self.path!r}, {split},", found, LABEL_NAMES)
         table = found.with_format("arrow")[:]
         if len(table) == 0:
             raise DataError(f"data.path {self.path!r} has no rows in {split}, expected at least one: check its files")
@@ -104,34 +102,9 @@ class CIFAR10(DataSet):
                 f"{split} column label holds {table['label'].type}, expected integers 0 to 9: number the labels"
             )
         cells = table["img"].to_pylist()
-        pixels = self._decode(cells, f"{split} image")
+        images, paths = [cell["bytes"] for cell in cells], [cell.get("path") for cell in cells]
+        pixels = cached_images(images, self.cache, (SIDE, SIDE), f"{split} image", paths)
         return {"pixel_values": torch.from_numpy(pixels), "labels": torch.from_numpy(labels.astype(np.int64))}
-
-    def _decode(self, cells: list[dict[str, Any]], name: str) -> np.ndarray:
-        """Decodes images of {bytes, path}; an error says the path where there is one, as a row names no file."""
-        try:
-            return cached_images([cell["bytes"] for cell in cells], self.cache, (SIDE, SIDE), name)
-        except DataError as error:
-            path = next((cell.get("path") for cell in cells if _is_broken(cell["bytes"])), None)
-            raise DataError(f"{error} ({path})" if path else str(error)) from error
-
-
-def _is_broken(cell: bytes | None) -> bool:
-    try:
-        decode_images([cell], (SIDE, SIDE))
-    except DataError:
-        return True
-    return False
-
-
-def _check_label_names(where: str, names: Sequence[str]) -> None:
-    """Refuses other names, and the same in another order: their numbers would be taken for other classes, silently."""
-    for label, (name, expected) in enumerate(zip_longest(names, LABEL_NAMES)):
-        if name != expected:
-            raise DataError(
-                f"{where} has {len(names)} classes, label {label} being {name!r}, expected {expected!r}: give"
-                f" CIFAR-10's images, with {', '.join(LABEL_NAMES)} as 0 to {len(LABEL_NAMES) - 1}"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,5 +139,6 @@ def _pixel_statistics(name: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation (3, 1, 1) on the device, made once: a copy to a GPU in every step would hold it up."""
     import torch
 
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in PIXEL_STATISTICS[name])
+    # In float32 whatever torch's default is at the time: a precision context may have set another.
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=device).view(3, 1, 1) for v in PIXEL_STATISTICS[name])
     return mean, std

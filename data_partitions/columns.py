@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,27 @@ def load_columns(path: str, split: str, columns: Sequence[str], *, config: str |
     return _load_hub(path, config, split, names)
 
 
+def require_label_names(where: str, found: Dataset, expected: Sequence[str], column: str = "label") -> None:
+    """Refuses other names of labels, and the same in another order: their numbers would silently mean other classes.
+
+    Args:
+        where: what to call the data in the error.
+        found: what `load_columns` returned; data whose labels have no names pass.
+        expected: the names in the order of their numbers.
+        column: the labels' column.
+
+    Raises:
+        DataError: for the first label of another name.
+    """
+    names = getattr(found.features[column], "names", expected)
+    for label, (name, wanted) in enumerate(zip_longest(names, expected)):
+        if name != wanted:
+            raise DataError(
+                f"{where} has {len(names)} classes, label {label} being {name!r}, expected {wanted!r}: give data whose"
+                f" labels 0 to {len(expected) - 1} are {', '.join(expected)}"
+            )
+
+
 def is_local(path: str) -> bool:
     """Tells whether a path means a file or folder here rather than a hub id."""
     return path.startswith(("/", ".", "~")) or os.path.exists(path)
@@ -88,7 +110,6 @@ def find_files(path: str, split: str, config: str | None = None) -> list[Path]:
     try:
         if config and (root / config).is_dir():
             path, root, config = os.path.join(path, config), root / config, None
-        # The only folder below could be another configuration, and be taken for the wanted one.
         found = _find_groups(root, split, below=not config)
     except OSError as error:
         raise DataError(
@@ -108,7 +129,10 @@ def find_files(path: str, split: str, config: str | None = None) -> list[Path]:
 
 
 def _find_groups(root: Path, split: str, below: bool) -> list[list[Path]]:
-    """The split's files in `root`, else, if asked for, those in each folder below, else its folder of classes."""
+    """The split's files in `root`, else, if asked for, those in each folder below, else its folder of classes.
+
+    Not below where a configuration is wanted: the only folder there could be another, and be taken for it.
+    """
     if root.is_file():
         folders = [[root]]
     elif _match(root.iterdir(), split):
@@ -116,7 +140,7 @@ def _find_groups(root: Path, split: str, below: bool) -> list[list[Path]]:
     else:
         folders = [list(folder.iterdir()) for folder in sorted(root.iterdir()) if below and folder.is_dir()]
     found = [files for folder in folders if (files := _match(folder, split))]
-    return found or [[root / split]] * has_classes(root / split)
+    return found or ([[root / split]] if has_classes(root / split) else [])
 
 
 def _match(files: Iterable[Path], split: str) -> list[Path]:
@@ -171,10 +195,7 @@ def _read_file(file: Path, columns: list[str]) -> pyarrow.Table:
         raise DataError(
             f"{file} cannot be read ({first_line(error)}), expected a whole {kind} file: get it again"
         ) from error
-    for name in columns:
-        if table[name].null_count:
-            row = table[name].is_null().index(True).as_py()
-            raise DataError(f"{file} has no {name!r} at row {row}, expected a value in every row: fill or drop it")
+    _require_values(str(file), table)
     return table
 
 
@@ -233,9 +254,19 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 def _require(where: str, present: Sequence[str], columns: list[str]) -> None:
     missing = [name for name in columns if name not in present]
+    twice = [name for name in columns if list(present).count(name) > 1]
+    if twice:
+        raise DataError(f"{where} has the column {twice[0]!r} twice, expected it once: rename or drop one of them")
     if missing:
         there = ", ".join(map(repr, present)) or "none"
         raise DataError(f"{where} has no column {missing[0]!r}, it has {there}: rename the column or give other data")
+
+
+def _require_values(where: str, table: pyarrow.Table) -> None:
+    for name in table.column_names:
+        if table[name].null_count:
+            row = table[name].is_null().index(True).as_py()
+            raise DataError(f"{where} has no {name!r} at row {row}, expected a value in every row: fill or drop it")
 
 
 def _load_hub(path: str, config: str | None, split: str, columns: list[str]) -> Dataset:
@@ -259,7 +290,9 @@ def _load_hub(path: str, config: str | None, split: str, columns: list[str]) -> 
             f" give another id, or downloaded files with --data.path FOLDER"
         ) from error
     _require(f"data.path {path!r}", found.column_names, columns)
-    return found.select_columns(columns)
+    chosen = found.select_columns(columns)
+    _require_values(f"data.path {path!r}, {split},", chosen.with_format("arrow")[:])
+    return chosen
 
 
 @contextmanager

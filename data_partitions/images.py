@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def decode_images(
-    cells: Sequence[bytes | None], size: tuple[int, int] | None = None, name: str = "image"
+    cells: Sequence[bytes | None],
+    size: tuple[int, int] | None = None,
+    name: str = "image",
+    paths: Sequence[str | None] | None = None,
 ) -> np.ndarray:
     """Decodes images of one size to RGB.
 
@@ -26,6 +29,7 @@ def decode_images(
         cells: the content of a PNG, JPEG, ... file each, at least one; None decodes to nothing and is refused.
         size: the height and width that every image must have; None for the first one's.
         name: what to call an image in errors, such as "train image".
+        paths: where each image came from, for errors; None where nobody knows.
 
     Returns:
         uint8 (N, 3, H, W).
@@ -33,13 +37,13 @@ def decode_images(
     Raises:
         DataError: for an image that cannot be decoded or has another size.
     """
-    height, width = size or _decode(cells[0], 0, name).shape[:2]
+    height, width = size or _decode(cells[0], _where(name, 0, paths)).shape[:2]
     images = np.empty((len(cells), 3, height, width), dtype=np.uint8)
     for row, cell in enumerate(cells):
-        pixels = _decode(cell, row, name)
+        pixels = _decode(cell, _where(name, row, paths))
         if pixels.shape[:2] != (height, width):
             raise DataError(
-                f"{name} at row {row} is {pixels.shape[0]} x {pixels.shape[1]} pixels high and wide, expected"
+                f"{_where(name, row, paths)} is {pixels.shape[0]} x {pixels.shape[1]} pixels high and wide, expected"
                 f" {height} x {width}: resize or drop it"
             )
         images[row] = pixels.transpose(2, 0, 1)
@@ -47,7 +51,11 @@ def decode_images(
 
 
 def cached_images(
-    cells: Sequence[bytes | None], folder: str | Path, size: tuple[int, int] | None = None, name: str = "image"
+    cells: Sequence[bytes | None],
+    folder: str | Path,
+    size: tuple[int, int] | None = None,
+    name: str = "image",
+    paths: Sequence[str | None] | None = None,
 ) -> np.ndarray:
     """Decodes images, or reads what an earlier call decoded from the same files with the same Pillow.
 
@@ -56,6 +64,7 @@ def cached_images(
         folder: where decoded images are kept, `~` allowed; made where missing.
         size: as in `decode_images`.
         name: as in `decode_images`.
+        paths: as in `decode_images`.
 
     Returns:
         uint8 (N, 3, H, W).
@@ -66,7 +75,7 @@ def cached_images(
     import PIL
 
     made_by = f"RGB {size} Pillow {PIL.__version__}".encode()
-    return cached_array(folder, "images", chain([made_by], cells), lambda: decode_images(cells, size, name))
+    return cached_array(folder, "images", chain([made_by], cells), lambda: decode_images(cells, size, name, paths))
 
 
 def draw_crop_flip(generator: np.random.Generator, shape: tuple[int, ...], padding: int = 4) -> dict[str, Tensor]:
@@ -148,7 +157,12 @@ def _reflect(positions: Tensor, size: int) -> Tensor:
     return size - 1 - (size - 1 - positions.abs()).abs()
 
 
-def _decode(cell: bytes | None, row: int, name: str) -> np.ndarray:
+def _where(name: str, row: int, paths: Sequence[str | None] | None) -> str:
+    path = paths[row] if paths else None
+    return f"{name} at row {row}" + (f" ({path})" if path else "")
+
+
+def _decode(cell: bytes | None, where: str) -> np.ndarray:
     """Decodes one image to uint8 (H, W, 3)."""
     from PIL import Image
 
@@ -158,5 +172,5 @@ def _decode(cell: bytes | None, row: int, name: str) -> np.ndarray:
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does.
         reason = " ".join(str(error).split()).split(" <_io", 1)[0] or type(error).__name__
         raise DataError(
-            f"{name} at row {row} cannot be decoded ({reason}), expected a whole PNG or JPEG: replace or drop it"
+            f"{where} cannot be decoded ({reason}), expected a whole PNG or JPEG: replace or drop it"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from data_partitions.cache import cached_array
 from data_partitions.columns import is_local
 from data_partitions.dataset import FederatedData
 from data_partitions.errors import DataError
-from data_partitions.hub import first_line, probe_hub
+from data_partitions.hub import PROBE_SECONDS, probe_hub
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,23 +42,12 @@ def load_tokenizer(path: str) -> Any:
     Raises:
         DataError: if there is no tokenizer under `path` (the hub is given 3 seconds), or it has neither of the two.
     """
-    from huggingface_hub import HfApi
-    from transformers import AutoTokenizer
-
-    local = is_local(path)
-    source = os.path.expanduser(path) if local else path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    except Exception as missing:
-        why = None if local else probe_hub(lambda: HfApi().model_info(path, timeout=3))
-        if local or why is not None:
-            raise _no_tokenizer(path, missing if local else why) from missing
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except Exception as error:
-            raise _no_tokenizer(path, error) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder that has only a model
-        raise _no_tokenizer(path, "it has no vocabulary")
+    tokenizer = _from_folder(path) if is_local(path) else _from_hub(path)
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"data.tokenizer {path!r} is a {type(tokenizer).__name__} without a fast form, expected one with"
+            f" tokenizer.json: convert it, or give another with --data.tokenizer"
+        )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise DataError(
             f"data.tokenizer {path!r} has no padding and no end-of-text token, expected one of them: set pad_token in"
@@ -66,6 +56,44 @@ def load_tokenizer(path: str) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _from_folder(path: str) -> Any:
+    try:
+        return _load(os.path.expanduser(path), local_files_only=True)
+    except Exception as error:  # transformers, the disk and every format of a tokenizer raise their own
+        raise _no_tokenizer(path, " ".join(str(error).split())) from error
+
+
+def _from_hub(path: str) -> Any:
+    """Takes a hub's tokenizer from the cache, else asks the hub."""
+    from huggingface_hub import HfApi
+
+    try:
+        return _load(path, local_files_only=True)
+    except Exception as missing:
+        if failure := probe_hub(lambda: HfApi().model_info(path, timeout=PROBE_SECONDS)):
+            raise _no_tokenizer(path, failure) from missing
+    try:
+        return _load(path, local_files_only=False)
+    except Exception as error:
+        raise _no_tokenizer(path, " ".join(str(error).split())) from error
+
+
+def _load(source: str, local_files_only: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=local_files_only, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder that has only a model
+        raise ValueError("it has no vocabulary")
+    return tokenizer
+
+
+def _no_tokenizer(path: str, reason: str) -> DataError:
+    return DataError(
+        f"data.tokenizer {path!r} cannot be loaded ({reason}), expected a folder with tokenizer.json or a hub id: give"
+        f" one with --data.tokenizer"
+    )
 
 
 def cached_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, folder: str | Path) -> np.ndarray:
@@ -78,18 +106,21 @@ def cached_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, folder:
         folder: where tokens are kept, `~` allowed.
 
     Returns:
-        int32 (N, T), T at most max_length: a text's tokens from the left, `NO_TOKEN` behind the last one.
+        int32 (N, T), T at most max_length: a text's tokens from the left, `NO_TOKEN` behind the last one. A text
+        without tokens has the end-of-text token.
     """
+
+    import tokenizers
 
     def tokenize() -> np.ndarray:
         found = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-        return pad_rows(found, max(map(len, found)))
+        end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        return pad_rows([tokens or [end] for tokens in found], max(1, *map(len, found)))
 
-    # The version stands for how a tokenizer is applied, its own text for what it does.
-    import tokenizers
-
-    made_by = f"tokenizers {tokenizers.__version__} length {max_length}", tokenizer.backend_tokenizer.to_str()
-    parts = (part.encode(errors="surrogatepass") for part in chain(made_by, texts))
+    # What a tokenizer does, without what it was last asked to do; the version stands for how that is applied.
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    made_by = f"{tokenizers.__version__} {max_length} {tokenizer.truncation_side} {json.dumps(rules)}"
+    parts = (part.encode(errors="surrogatepass") for part in chain([made_by], texts))
     return cached_array(folder, "tokens", parts, tokenize)
 
 
@@ -143,11 +174,3 @@ class TextData(FederatedData):
         assert self.pad_token_id is not None
         filled = tokens.masked_fill(~present, self.pad_token_id)
         return {**batch, "input_ids": filled, "attention_mask": present.long()}
-
-
-def _no_tokenizer(path: str, reason: BaseException | str | None) -> DataError:
-    why = first_line(reason) if isinstance(reason, BaseException) else reason
-    return DataError(
-        f"data.tokenizer {path!r} cannot be loaded ({why}), expected a folder with tokenizer.json or a hub id: give one"
-        f" with --data.tokenizer"
-    )

@@ -81,6 +81,8 @@ def load_backbone(
     name = os.path.abspath(folder) if folder is not None and _is_local(path) else path
     backbone = _load(AUTO_CLASSES[task], str(folder or path), name, seed, dtype=dtype, **options)
     _settle(backbone, name)
+    if AUTO_CLASSES[task] is AutoModelForCausalLM:
+        _require_causal(backbone)
     if task == "text_classification":
         _ensure_pad_token(backbone, pad_token_id)
     return backbone
@@ -228,6 +230,18 @@ def _settle(backbone: PreTrainedModel, name: str) -> None:
     backbone.config._name_or_path = name
     if hasattr(backbone.config, "use_cache"):
         backbone.config.use_cache = False
+
+
+@torch.no_grad()
+def _require_causal(backbone: PreTrainedModel) -> None:
+    """Refuses a model that sees the words it is to predict, as which transformers silently loads BERT and its kin."""
+    first, other = backbone(input_ids=torch.tensor([[0, 1, 2], [0, 1, 0]])).logits[:, 0]
+    rounding = 10 * torch.finfo(first.dtype).eps * float(first.abs().max())
+    if float((first - other).abs().max()) > rounding:
+        raise ConfigurationError(
+            f"backbone.path {backbone.name_or_path!r} is a {type(backbone).__name__} that reads texts in both "
+            "directions; expected a language model that writes from left to right, or another task (data.task)"
+        )
 
 
 def _ensure_pad_token(backbone: PreTrainedModel, pad_token_id: int | None) -> None:

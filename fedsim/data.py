@@ -18,6 +18,14 @@ class FederatedData(Protocol):
         """Who wrote each training example, (N,); None where nobody knows."""
 
     @property
+    def classes(self) -> np.ndarray | None:
+        """The class of each training example, (N,), for partitioners; None where that is the column labels."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """What fills up rows of tokens; None for data without."""
+
+    @property
     def train(self) -> dict[str, Tensor]:
         """The training columns, (N, ...) each."""
 

@@ -176,7 +176,7 @@ def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
         told = f"two workers of {arguments.threads} thread(s) share {_cores()} core(s): no measure of how work spreads"
         console.print(told, highlight=False, soft_wrap=True)
     console.print(
-        f"medians of {arguments.repeats} alternating rounds of 10 clients with 5 steps; {arguments.threads} thread(s), "
+        f"medians of {arguments.repeats} alternating rounds; {arguments.threads} thread(s) a worker, "
         f"{_cores()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
         highlight=False,
         soft_wrap=True,

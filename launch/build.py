@@ -100,6 +100,11 @@ def _partition(settings: Settings, data: FederatedData) -> Partition:
             f"{type(settings.data).__name__} has no column labels, but {', '.join(data.train)}; give every example one"
         )
     classes = data.train["labels"].numpy() if data.classes is None else data.classes
+    if classes.ndim != 1:
+        raise ConfigurationError(
+            f"{type(settings.data).__name__} has labels of shape {classes.shape}, by which no partitioner can deal; "
+            "give its FederatedData the class of each example: classes=..."
+        )
     partition = settings.partition.split(classes, data.user, generator(settings.run.seed, Purpose.PARTITION))
     examples, cohort = len(classes), settings.run.cohort_size
     if len(partition.indices) and partition.indices.max() >= examples:
@@ -140,11 +145,12 @@ def _check_tokens(data: FederatedData, backbone: PreTrainedModel) -> None:
     if "input_ids" not in data.train:
         return
     known = backbone.get_input_embeddings().num_embeddings
-    longest = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    longest = _longest_text(backbone)
     for split, tokens in (("train", data.train["input_ids"]), ("test", data.test["input_ids"])):
-        if tokens.max() >= known:
+        largest = max(int(tokens.max()), data.pad_token_id or 0)
+        if largest >= known:
             raise ConfigurationError(
-                f"{split} has token {tokens.max()}, but the backbone {backbone.name_or_path} knows 0 to {known - 1}; "
+                f"{split} has token {largest}, but the backbone {backbone.name_or_path} knows 0 to {known - 1}; "
                 "give the backbone's own tokenizer to data.tokenizer"
             )
         if longest is not None and tokens.shape[1] > longest:
@@ -152,6 +158,17 @@ def _check_tokens(data: FederatedData, backbone: PreTrainedModel) -> None:
                 f"{split} has texts of {tokens.shape[1]} tokens, but the backbone {backbone.name_or_path} reads at "
                 f"most {longest}; lower data.max_length"
             )
+
+
+def _longest_text(backbone: PreTrainedModel) -> int | None:
+    """The most tokens that a backbone has positions for; RoBERTa counts them from behind its padding token."""
+    positions: int | None = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    paddings = [
+        module.padding_idx
+        for name, module in backbone.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
+    return positions if positions is None or not paddings else positions - paddings[0] - 1
 
 
 def local_optimizer(options: ClientOptions) -> LocalOptimizer:
@@ -197,14 +214,11 @@ def _trainer(
     optimizer, penalty, note = local_optimizer(options), method.penalty(), None
     if options.pack > 1:
         reason = why_not_packed(module, parameters.layout)
-        if options.backbone_dropout:
-            reason = "client.backbone_dropout would mix the clients' randomness"
+        if reason is None and options.backbone_dropout:
+            reason = "client.backbone_dropout cannot be drawn per client in one forward"
         if reason is None and isinstance(module, ClientModule):
-            return (
-                PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack),
-                options.pack,
-                None,
-            )
+            packed = PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack)
+            return packed, options.pack, None
         note = f"client.pack {options.pack} falls back to one client after another: {reason}"
     trainer = SequentialTrainer(module, parameters, train, optimizer, penalty, autocast, options.backbone_dropout)
     trainer.dry_run()

@@ -31,10 +31,12 @@ def test_other_parts_are_another_array(tmp_path: Path, parts: list[bytes | None]
 
 
 def test_a_flipped_bit_and_a_cut_file_are_made_again(tmp_path: Path) -> None:
+    """In the header too: there it could be read as another type."""
     cached_array(tmp_path, "tokens", [b"a"], lambda: ARRAY)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    for damaged in (whole[:140] + bytes([whole[140] ^ 1]) + whole[141:], whole[:-5], b""):
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 3)]
+    for damaged in (*flipped, whole[:-5], whole[:20], b""):
         file.write_bytes(damaged)
         np.testing.assert_array_equal(cached_array(tmp_path, "tokens", [b"a"], lambda: ARRAY), ARRAY)
         assert file.read_bytes() == whole

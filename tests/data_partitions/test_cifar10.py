@@ -133,7 +133,7 @@ def test_refuses_a_missing_split_and_a_missing_column(folder: Path) -> None:
 def test_nothing_is_left_in_the_cache_after_an_error(folder: Path) -> None:
     broken = [{"bytes": encode(np.zeros((32, 32, 3), np.uint8)), "path": "0.png"}, {"bytes": b"x", "path": "1.png"}]
     write_split(folder, "train", img=broken, label=[0, 1])
-    with pytest.raises(DataError, match=r"train image at row 1 cannot be decoded .*\(1.png\)$"):
+    with pytest.raises(DataError, match=r"train image at row 1 \(1.png\) cannot be decoded"):
         load(folder)
     assert not list(folder.glob("cache/*"))
     write_split(folder, "train", img=broken[:1] * 2, label=["cat", "dog"])
@@ -155,17 +155,18 @@ def test_an_image_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"x", "test image at row 3 cannot be decoded"),
-        (encode(np.zeros((32, 31, 3), np.uint8)), "test image at row 3 is 32 x 31 pixels"),
+        (b"x", "cannot be decoded"),
+        (encode(np.zeros((32, 31, 3), np.uint8)), "is 32 x 31 pixels"),
     ],
+    ids=["no image", "another size"],
 )
 def test_a_broken_image_of_a_folder_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     for split in EXAMPLES:
         write_images(tmp_path, split)
     (tmp_path / "test" / "cat" / "0.png").write_bytes(content)
-    with pytest.raises(DataError, match=message) as caught:
+    with pytest.raises(DataError) as caught:
         load(tmp_path)
-    assert str(caught.value).endswith(f"({tmp_path}/test/cat/0.png)")
+    assert str(caught.value).startswith(f"test image at row 3 ({tmp_path}/test/cat/0.png) {message}")
     assert "\n" not in str(caught.value)
     (whole,) = (tmp_path / "cache").iterdir()  # the training images
     assert whole.stat().st_size > 10 * 3 * 32 * 32

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import datasets
+import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, config, load_dataset
+from pyarrow import parquet
 
 from data_partitions.columns import find_files, load_columns
 from data_partitions.errors import DataError
@@ -174,6 +176,21 @@ def test_offline_mode_reads_what_was_prepared_and_asks_nobody(prepared: Path) ->
     message = refusal("tiny/absent")
     assert "offline mode is on" in message
     assert "--data.path FOLDER" in message
+
+
+def test_a_missing_value_of_the_hub_is_named(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_dict({"label": [1, None]}))
+    assert "'tiny/set', train, has no 'label' at row 1" in refusal("tiny/set", columns=("label",))
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.parquet"])
+def test_a_column_that_stands_twice(tmp_path: Path, name: str) -> None:
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("text,label,text\na,1,b\n")
+    else:
+        table = pyarrow.table([["a"], ["b"], [1]], names=["text", "text", "label"])
+        parquet.write_table(table, tmp_path / name)
+    assert f"{name} has the column 'text' twice, expected it once" in refusal(tmp_path, columns=("text",))
 
 
 def test_a_configuration_of_the_hub(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

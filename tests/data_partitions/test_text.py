@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import processors
+from transformers import AutoTokenizer, ByT5Tokenizer, GPT2Config
 
 from data_partitions import text
 from data_partitions.errors import DataError
@@ -51,6 +53,24 @@ def test_a_second_call_tokenises_nothing(words: Path, tmp_path: Path, monkeypatc
     other = load_tokenizer(str(save_words(tmp_path / "other", words=("unheard",))))
     with pytest.raises(AssertionError, match="tokenised again"):
         cached_tokens(TEXTS, other, 5, cache)
+    fresh.truncation_side = "left"
+    with pytest.raises(AssertionError, match="tokenised again"):
+        cached_tokens(TEXTS, fresh, 5, cache)
+
+
+def test_what_a_tokenizer_did_before_does_not_matter(words: Path, tmp_path: Path) -> None:
+    """A call with truncation leaves it switched on in a fast tokenizer, as padding does."""
+    tokenizer = load_tokenizer(str(words))
+    cached_tokens(TEXTS, tokenizer, 5, tmp_path / "cache")
+    tokenizer(TEXTS, truncation=True, max_length=2, padding=True)
+    cached_tokens(TEXTS, tokenizer, 5, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_an_empty_text_is_its_end(words: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(words))
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])  # none that puts a token before every text
+    np.testing.assert_array_equal(cached_tokens(["", "moon"], tokenizer, 5, tmp_path), [[3], [12]])
 
 
 rows = st.lists(st.integers(0, 9), max_size=5)
@@ -88,8 +108,8 @@ def test_a_text_without_tokens_is_named() -> None:
 def test_the_end_of_text_pads_where_nothing_else_does(tmp_path: Path) -> None:
     """As with GPT-2's tokenizer."""
     assert load_tokenizer(str(save_words(tmp_path / "both"))).pad_token_id == 0
-    assert load_tokenizer(str(save_words(tmp_path / "end", pad=False))).pad_token_id == 3
-    neither = save_words(tmp_path / "neither", pad=False, end=False)
+    assert load_tokenizer(str(save_words(tmp_path / "end", pad=None))).pad_token_id == 3
+    neither = save_words(tmp_path / "neither", pad=None, end=None)
     with pytest.raises(DataError, match=r"neither' has no padding and no end-of-text token, expected one of them"):
         load_tokenizer(str(neither))
 
@@ -102,6 +122,39 @@ def test_what_is_no_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(text, "probe_hub", lambda ask: "no answer within 3 s")
     with pytest.raises(DataError, match=r"'somebody/words' cannot be loaded \(no answer within 3 s\)"):
         load_tokenizer("somebody/words")
+
+
+def test_code_of_a_checkpoint_is_not_run(words: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((words / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": [None, "mine.Mine"]}, "tokenizer_class": "Mine"}
+    (words / "tokenizer_config.json").write_text(json.dumps(config))
+    (words / "mine.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_tokenizer(str(words))
+    assert "[y/N]" not in capfd.readouterr().out
+
+
+def test_a_tokenizer_without_a_fast_form(tmp_path: Path) -> None:
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"ByT5Tokenizer without a fast form, expected one with tokenizer.json"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_cached_model_without_its_tokenizer_asks_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever used the model elsewhere first has its weights in the cache, and no tokenizer."""
+    asked: list[str] = []
+
+    def load(source: str, **options: Any) -> Any:
+        asked.append("cache" if options["local_files_only"] else "hub")
+        return real(str(tmp_path / "words" if asked[-1] == "hub" else tmp_path / "model"))
+
+    save_words(tmp_path / "words")
+    GPT2Config().save_pretrained(tmp_path / "model")
+    real = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", load)
+    monkeypatch.setattr(text, "probe_hub", lambda ask: None)
+    assert load_tokenizer("somebody/words").pad_token_id == 0
+    assert asked == ["cache", "hub"]
 
 
 def test_a_hub_id_is_taken_from_the_cache(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Value
 
 from data_partitions.dataset import FederatedData
 from data_partitions.errors import DataError
@@ -98,6 +99,24 @@ def test_refuses_malformed_rows(folder: Path, rows: list[dict[str, Any]], messag
     with pytest.raises(DataError, match=message):
         load(folder)
     assert not (folder / "cache").exists()
+
+
+@pytest.mark.parametrize("task", ["text_classification", "text_to_text"])
+def test_a_second_start_makes_no_tokens(folder: Path, task: str) -> None:
+    load(folder, task=task)
+    kept = {file: file.stat().st_mtime_ns for file in (folder / "cache").iterdir()}
+    load(folder, task=task)
+    assert {file: file.stat().st_mtime_ns for file in (folder / "cache").iterdir()} == kept
+    assert len(kept) == 2
+
+
+def test_refuses_other_names_of_labels(folder: Path) -> None:
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl.gz").unlink()
+        Dataset.from_dict({"text": ["a"], "label": [1]}, features=features).to_parquet(folder / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"train, has 2 classes, label 0 being 'neg', expected 'alt.atheism'"):
+        load(folder)
 
 
 def test_a_broken_line_is_named(folder: Path) -> None:

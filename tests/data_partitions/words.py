@@ -10,14 +10,18 @@ SPECIAL = ("[pad]", "[unk]", "[start]", "[end]")
 
 
 def save_words(
-    folder: Path, pad: bool = True, end: bool = True, words: tuple[str, ...] = (), between: str = r"\s"
+    folder: Path,
+    pad: str | None = "[pad]",
+    end: str | None = "[end]",
+    words: tuple[str, ...] = (),
+    between: str = r"\s",
 ) -> Path:
     """Saves a tokenizer of the special tokens and `WORDS`, in this order, and of more words.
 
     Args:
         folder: where to.
-        pad: whether it names a padding token.
-        end: whether it names an end-of-text token.
+        pad: the padding token that it names, or None.
+        end: the end-of-text token that it names, or None.
         words: what it knows beside `WORDS`.
         between: what stands between words, as a pattern.
     """
@@ -28,6 +32,7 @@ def save_words(
     tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
         single="[start] $A", special_tokens=[("[start]", start)]
     )
-    named = {"unk_token": "[unk]"} | ({"pad_token": "[pad]"} if pad else {}) | ({"eos_token": "[end]"} if end else {})
+    named = {"unk_token": "[unk]", "pad_token": pad, "eos_token": end}
+    named = {role: token for role, token in named.items() if token}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
     return folder

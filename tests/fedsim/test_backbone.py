@@ -137,6 +137,15 @@ def test_text_classification_has_a_padding_token(gpt2: Path) -> None:
     assert torch.allclose(model(input_ids=padded).logits, model(input_ids=bare).logits, atol=1e-6)
 
 
+def test_a_model_that_reads_ahead_cannot_learn_to_write(tmp_path: Path) -> None:
+    """transformers loads BERT as a causal model without a word, and it would see the answers that it is scored on."""
+    path = save_tiny("bert", tmp_path / "bert")
+    with pytest.raises(ConfigurationError, match="BertLMHeadModel that reads texts in both directions"):
+        load_backbone(str(path), "text_to_text", [])
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        load_backbone(str(save_tiny("gpt2", tmp_path / "gpt2")), "text_to_text", [], dtype)
+
+
 def test_texts_end_where_the_datas_padding_begins(gpt2: Path) -> None:
     """A tokenizer may pad with another token than the checkpoint names."""
     model = load_backbone(str(gpt2), "text_classification", LABELS, pad_token_id=9)

@@ -153,6 +153,15 @@ def test_config_yaml_repeats_the_run(command: str, elsewhere: Path, user_module:
     assert (again.run_dir, again.resume) == (None, "never")
 
 
+@pytest.mark.parametrize("data", ["cifar10", "cifar10_small", "20newsgroups", "20newsgroups_small"])
+def test_twins_differ_in_the_method_alone(data: str) -> None:
+    flasc, lora = (read(f"--config {name}_{data}").resolved for name in ("flasc", "lora"))
+    own = {"upload_density", "download_density", "topk_scope", "evaluate_before_step"}
+    ours, theirs = flasc.pop("method"), lora.pop("method")
+    assert flasc == lora
+    assert {k: v for k, v in ours["init_args"].items() if k not in own} == theirs["init_args"]
+
+
 def test_a_folder_becomes_absolute_and_a_hub_id_stays(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(elsewhere))
     (elsewhere / "model").mkdir()

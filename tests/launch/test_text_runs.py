@@ -12,10 +12,11 @@ import torch
 import transformers as hf
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from fedsim.backbone import quiet
 from launch.__main__ import main
-from tests.data_partitions.words import WORDS, save_words
+from tests.data_partitions.words import save_words
 
 GROUPS = {8: ("engine", "rides", "fast"), 10: ("goalie", "saves", "ice"), 14: ("orbit", "launch", "moon")}
 NAMES = {8: "rec.motorcycles", 10: "rec.sport.hockey", 14: "sci.space"}
@@ -39,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gpt2 = hf.GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=40, n_positions=256, **ends)
         hf.GPT2LMHeadModel(gpt2).save_pretrained(here / "gpt2")
         hf.BertModel(hf.BertConfig(**SIZES, vocab_size=40)).save_pretrained(here / "bert")
-    for name, pads in (("gpt2", False), ("bert", True)):
-        save_words(here / name, pad=pads, words=words)
+    for name, pad in (("gpt2", None), ("bert", "[pad]")):
+        save_words(here / name, pad=pad, words=words)
     return here
 
 
@@ -65,7 +66,8 @@ def test_the_papers_preset_trains_lora_alone_and_writes_names(folder: Path, tmp_
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert settings["data"]["init_args"]["tokenizer"] == settings["backbone"]["path"] == str(folder / "gpt2")
     model = adapted(folder / "gpt2", tmp_path / "run", hf.AutoModelForCausalLM)
-    assert {name.split(".")[-3] for name, _ in model.named_parameters() if "lora_A" in name} == {"lora_A"}
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B"}
     tokenizer = hf.AutoTokenizer.from_pretrained(folder / "gpt2")
     with gzip.open(folder / "test.jsonl.gz", "rt") as file:
         rows = [json.loads(line) for line in file]
@@ -106,4 +108,3 @@ def test_a_head_on_an_encoder(folder: Path, tmp_path: Path) -> None:
     targets = torch.tensor([row["label"] for row in rows])
     loss = torch.nn.functional.cross_entropy(found, targets)
     assert again["final"]["loss"] == pytest.approx(float(loss), rel=1e-5)
-    assert len(WORDS) == 10
