@@ -8,13 +8,12 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_partitions.errors import DataError
-from data_partitions.hub import PROBE_SECONDS, first_line, probe_hub
+from data_partitions.hub import first_line, load_from_hub
 from data_partitions.image_folder import COLUMNS as IMAGE_COLUMNS
 from data_partitions.image_folder import has_classes, read_image_folder
 
@@ -61,7 +60,11 @@ def load_columns(path: str, split: str, columns: Sequence[str], *, config: str |
         raise DataError(
             f"data.path {path!r} is no folder here and no hub id, expected a local folder or owner/name: correct it"
         )
-    return _load_hub(path, config, split, names)
+    found = load_from_hub(path, config, split)
+    _require(f"data.path {path!r}", found.column_names, names)
+    chosen = found.select_columns(names)
+    _require_values(f"data.path {path!r}, {split},", chosen.with_format("arrow")[:])
+    return chosen
 
 
 def require_label_names(where: str, found: Dataset, expected: Sequence[str], column: str = "label") -> None:
@@ -267,42 +270,3 @@ def _require_values(where: str, table: pyarrow.Table) -> None:
         if table[name].null_count:
             row = table[name].is_null().index(True).as_py()
             raise DataError(f"{where} has no {name!r} at row {row}, expected a value in every row: fill or drop it")
-
-
-def _load_hub(path: str, config: str | None, split: str, columns: list[str]) -> Dataset:
-    """Asks the hub, or where it does not answer takes what `datasets` prepared on an earlier day."""
-    import datasets
-    from huggingface_hub import HfApi
-
-    hub = HfApi(endpoint=datasets.config.HF_ENDPOINT)
-    failure = probe_hub(lambda: hub.dataset_info(path, timeout=PROBE_SECONDS))
-    try:
-        with _offline(failure is not None):
-            found = datasets.load_dataset(path, config, split=split)
-    except Exception as error:  # The hub, the network, the disk and every file format raise their own.
-        if failure and isinstance(error, ConnectionError):
-            raise DataError(
-                f"data.path {path!r} is no folder here, not in the cache, and cannot be had from the hub ({failure}):"
-                f" give downloaded files with --data.path FOLDER"
-            ) from error
-        raise DataError(
-            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {first_line(error)}):"
-            f" give another id, or downloaded files with --data.path FOLDER"
-        ) from error
-    _require(f"data.path {path!r}", found.column_names, columns)
-    chosen = found.select_columns(columns)
-    _require_values(f"data.path {path!r}, {split},", chosen.with_format("arrow")[:])
-    return chosen
-
-
-@contextmanager
-def _offline(wanted: bool) -> Iterator[None]:
-    """Has `datasets` look into its own cache at once; left alone it would first retry for 23 seconds."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or wanted
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before

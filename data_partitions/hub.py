@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from data_partitions.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 PROBE_SECONDS = 3.0
 
@@ -37,6 +44,54 @@ def probe_hub(ask: Callable[[], object]) -> str | None:
     thread.start()
     thread.join(PROBE_SECONDS)
     return failures[0] if failures else f"no answer within {PROBE_SECONDS:g} s"
+
+
+def load_from_hub(path: str, config: str | None, split: str) -> Dataset:
+    """Loads a split from the hub, or where that does not answer what `datasets` prepared on an earlier day.
+
+    Args:
+        path: a hub id, `owner/name`.
+        config: which of the data set's configurations, or None for its only one.
+        split: the split's name.
+
+    Returns:
+        The split, all columns.
+
+    Raises:
+        DataError: if it cannot be had (the hub is given 3 seconds).
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    hub = HfApi(endpoint=datasets.config.HF_ENDPOINT)
+    failure = probe_hub(lambda: hub.dataset_info(path, timeout=PROBE_SECONDS))
+    try:
+        with _offline(failure is not None):
+            found = datasets.load_dataset(path, config, split=split)
+    except Exception as error:  # The hub, the network, the disk and every file format raise their own.
+        if failure and isinstance(error, ConnectionError):
+            raise DataError(
+                f"data.path {path!r} is no folder here, not in the cache, and cannot be had from the hub ({failure}):"
+                f" give downloaded files with --data.path FOLDER"
+            ) from error
+        raise DataError(
+            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {first_line(error)}):"
+            f" give another id, or downloaded files with --data.path FOLDER"
+        ) from error
+    return found
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Has `datasets` look into its own cache at once; left alone it would first retry for 23 seconds."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or wanted
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def first_line(error: BaseException) -> str:
