@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from data_partitions.partition import Partition, Partitioner, require_clients
+from data_partitions.dealing import require_whole
+from data_partitions.partition import Partition, Partitioner
 
 
 class IID(Partitioner):
@@ -22,7 +23,7 @@ class IID(Partitioner):
     """
 
     def __init__(self, clients: int = 100) -> None:
-        self.clients = require_clients(clients)
+        self.clients = require_whole("clients", clients, 1, 100)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Deals every example once; see `Partitioner.split`. Neither labels' values nor users are looked at."""

@@ -23,13 +23,29 @@ class Natural(Partitioner):
         Raises:
             DataError: where the data set names no users.
         """
-        if user is None:
-            raise DataError("Natural was given data without users, expected a user per example: use Dirichlet or IID")
-        if len(user) != len(labels):
-            raise DataError(
-                f"Natural was given {len(user)} users for {len(labels)} examples: give one user per example"
-            )
-        _, first, inverse = np.unique(user, return_index=True, return_inverse=True)
-        order = np.empty(len(first), dtype=np.int64)
-        order[np.argsort(first)] = np.arange(len(first))
-        return Partition.from_owners(order[inverse.reshape(-1)], len(first), {"partitioner": "Natural"})
+        owners = number_users("Natural", labels, user)
+        return Partition.from_owners(owners, len(np.bincount(owners)), {"partitioner": "Natural"})
+
+
+def number_users(rule: str, labels: np.ndarray, user: np.ndarray | None) -> np.ndarray:
+    """Numbers users from 0 by first appearance.
+
+    Args:
+        rule: the partitioner's name, for messages.
+        labels: the label of each example (N,), only counted.
+        user: who wrote each example (N,), any sortable dtype; None where nobody knows.
+
+    Returns:
+        int64 (N,), the number of each example's user.
+
+    Raises:
+        DataError: where there is not one user per example.
+    """
+    if user is None:
+        raise DataError(f"{rule} was given data without users, expected a user per example: use Dirichlet or IID")
+    if len(user) != len(labels):
+        raise DataError(f"{rule} was given {len(user)} users for {len(labels)} examples: give one user per example")
+    _, first, inverse = np.unique(user, return_index=True, return_inverse=True)
+    order = np.empty(len(first), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(first))
+    return order[inverse.reshape(-1)]
