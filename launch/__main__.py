@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ("launch.demo", "compare LoRA and FLASC on handwritten digits, with table and figure"),
     "report": ("launch.report", "table and figure of finished runs: accuracy against uploaded bytes"),
     "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),
+    "partition": ("launch.partition", "make a partition, or load one: describe and draw who holds which labels"),
     "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets"),
     "bench": ("launch.bench", "measure client steps a second against a bare training loop"),
 }
@@ -74,7 +75,7 @@ def _speaks() -> bool:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<8} {phrase}" for name, (_, phrase) in COMMANDS.items()]
+    lines = [f"  {name:<9} {phrase}" for name, (_, phrase) in COMMANDS.items()]
     return "\n".join(["usage: fedsim COMMAND ...", "", *lines, "", "fedsim COMMAND --help shows a command's options."])
 
 

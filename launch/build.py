@@ -65,7 +65,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     """
     seed = settings.run.seed
     data = settings.data.load()
-    partition = _partition(settings, data)
+    partition = make_partition(settings, data)
     backbone = frozen_backbone(settings, data)
     _check_tokens(data, backbone)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
@@ -93,7 +93,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     return Built(experiment, model, partition, task, pack, note)
 
 
-def _partition(settings: Settings, data: FederatedData) -> Partition:
+def make_partition(settings: Settings, data: FederatedData) -> Partition:
     """Splits the training set over clients, and checks that what came out can be sampled."""
     if data.classes is None and "labels" not in data.train:
         raise ConfigurationError(
