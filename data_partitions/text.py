@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,8 +117,10 @@ def cached_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, folder:
         return pad_rows([tokens or [end] for tokens in found], max(1, *map(len, found)))
 
     # What a tokenizer does, without what it was last asked to do; the version stands for how that is applied.
-    rules = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    made_by = f"{tokenizers.__version__} {max_length} {tokenizer.truncation_side} {json.dumps(rules)}"
+    rules = tokenizer.backend_tokenizer
+    rules.no_truncation()
+    rules.no_padding()
+    made_by = f"{tokenizers.__version__} {max_length} {tokenizer.truncation_side} {rules.to_str()}"
     parts = (part.encode(errors="surrogatepass") for part in chain([made_by], texts))
     return cached_array(folder, "tokens", parts, tokenize)
 

@@ -103,7 +103,8 @@ class TwentyNewsgroups(DataSet):
         """The texts of a split and their labels int64 (N,), in range."""
         table = load_columns(self.path, split, ("text", "label"))
         require_label_names(f"data.path {self.path!r}, {split},", table, LABEL_NAMES)
-        texts, labels = list(table["text"]), np.asarray(table["label"])
+        columns = table.with_format("arrow")[:]
+        texts, labels = columns["text"].to_pylist(), columns["label"].to_numpy()
         if not texts:
             raise DataError(f"data.path {self.path!r} has no rows in {split}, expected at least one: check its files")
         if not isinstance(texts[0], str):
