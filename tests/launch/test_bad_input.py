@@ -180,7 +180,7 @@ ROWS: list[Row] = [
     row("run --method null", "method missing", "--method NAME"),
     row("run --data Digts", "unknown dataset 'Digts'", "did you mean Digits?"),
     row("run --data nowhere.Mine", "data nowhere.Mine cannot be imported", "fedsim list datasets"),
-    row("run --partition Dirchlet", "unknown partitioner 'Dirchlet'", "did you mean Dirichlet?"),
+    row("run --partition Dirchlet", "unknown partitioner 'Dirchlet'", "did you mean Dirichlet or LabelDirichlet?"),
     # The form of values.
     row("run 3", "3 stands without a key", "--KEY VALUE"),
     row("run --rounds", "--rounds has no value"),
