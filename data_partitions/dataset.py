@@ -13,6 +13,11 @@ from data_partitions.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from data_partitions.texts.writing import Writing
+
+WITHOUT_NUMBERED_LABELS = ("text_to_text", "generation", "language_modelling")
+"""Tasks whose column labels holds an answer's tokens, (N, K), or is not there; label_names then name the classes."""
+
 
 @dataclass(frozen=True, eq=False)
 class FederatedData:
@@ -22,15 +27,20 @@ class FederatedData:
 
     Args:
         train: columns under Hugging Face's names, one row per example, such as pixel_values float32 (N, C, H, W) and
-            labels int64 (N,).
+            labels int64 (N,), or uint8 (N, L) of 0 and 1 where an example may have several of L labels.
         test: the same columns for the held-out examples.
-        label_names: the name of each label; labels lie in 0 to len(label_names) - 1. Empty for a task without labels.
+        label_names: the name of each label; labels lie in 0 to len(label_names) - 1. Where a task has none, the names
+            of the classes, or nothing.
         task: what is learned, such as "image_classification".
         user: who wrote each training example (N,), any sortable dtype; None where nobody knows.
         classes: the class of each training example (N,), integers, by which partitioners deal; None where that is the
             column labels.
         pad_token_id: the token that fills up rows of input_ids, by which some models find a text's end; None for data
             without.
+        metrics: by which metrics the task is scored, the main one first; the task's own where none is named.
+        choices: the only answers there are in text_to_text, as tokens int32 (L, K), -1 behind the last of each; None
+            where any answer may be written.
+        writing: how answers are written and judged in generation; None where they are not.
 
     Raises:
         DataError: for an empty split, columns of unequal length, or a label outside its range.
@@ -43,11 +53,14 @@ class FederatedData:
     user: np.ndarray | None = None
     classes: np.ndarray | None = None
     pad_token_id: int | None = None
+    metrics: tuple[str, ...] = ()
+    choices: np.ndarray | None = None
+    writing: Writing | None = None
 
     def __post_init__(self) -> None:
         for split, columns in (("train", self.train), ("test", self.test)):
             examples = _count_rows(split, columns)
-            if self.label_names:
+            if self.label_names and self.task not in WITHOUT_NUMBERED_LABELS:
                 _check_labels(split, columns, len(self.label_names))
             if split == "train":
                 _check_length("user", self.user, examples)
@@ -114,6 +127,13 @@ def _check_labels(split: str, columns: dict[str, Tensor], names: int) -> None:
     if "labels" not in columns:
         raise DataError(f"{split} has columns {sorted(columns)}, expected one called labels: rename the label column")
     labels = columns["labels"]
+    if labels.ndim == 2:
+        if labels.shape[1] != names or not bool(((labels == 0) | (labels == 1)).all()):
+            raise DataError(
+                f"{split} labels are {labels.shape[1]} columns from {labels.min()} to {labels.max()}, expected {names}"
+                f" of 0 and 1: give a column for every label"
+            )
+        return
     outside = ((labels < 0) | (labels >= names)).nonzero()
     if len(outside):
         where = tuple(outside[0].tolist())

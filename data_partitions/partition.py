@@ -10,11 +10,14 @@ import zlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_partitions.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +129,7 @@ class Partition:
 
 
 class Partitioner(ABC):
-    """A rule that deals training examples to clients."""
+    """A rule that deals training examples to clients, and may change what a client sees of them."""
 
     @abstractmethod
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
@@ -143,6 +146,26 @@ class Partitioner(ABC):
         Raises:
             DataError: where the data lack what the rule needs.
         """
+
+    def alter(
+        self, columns: dict[str, Tensor], partition: Partition, generator: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Makes what each client sees of its examples, once, before training; by default what the data set holds.
+
+        Test data are not given: they stay as they are for all.
+
+        Args:
+            columns: the training columns, (N, ...) each; never written to.
+            partition: which client holds which rows.
+            generator: the only source of randomness: an equal generator gives equal columns, on every worker.
+
+        Returns:
+            Columns of the same names, shapes and dtypes, in the same order of rows; here the columns themselves.
+
+        Raises:
+            DataError: where the data lack what the rule needs.
+        """
+        return columns
 
 
 def _check_offsets(offsets: np.ndarray, examples: int) -> None:

@@ -23,6 +23,8 @@ AUTO_CLASSES: dict[str, Any] = {
     "text_classification": AutoModelForSequenceClassification,
     "text_to_text": AutoModelForCausalLM,
     "language_modelling": AutoModelForCausalLM,
+    "generation": AutoModelForCausalLM,
+    "multi_label_image_classification": AutoModelForImageClassification,
 }
 WEIGHT_FILES = (
     "model.safetensors",
@@ -51,7 +53,7 @@ def load_backbone(
     Args:
         path: a local folder (an existing path, or anything that starts with `/`, `.` or `~`) or a hub id `owner/name`,
             taken from the local hub cache where it lies there.
-        task: "image_classification", "text_classification", "text_to_text" or "language_modelling".
+        task: one of `AUTO_CLASSES`.
         labels: the names of the labels, in the order of their numbers; not used by language models.
         dtype: the type of all weights.
         seed: what new weights are drawn from.
@@ -74,6 +76,7 @@ def load_backbone(
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
             "label2id": {label: number for number, label in enumerate(labels)},
+            "problem_type": "multi_label_classification" if task.startswith("multi_label") else None,
             "ignore_mismatched_sizes": True,
         }
     folder = _find_folder(path)

@@ -14,12 +14,13 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from fedsim.classification import Classification
 from fedsim.data import Batch, Examples
 from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob, Penalty
 from fedsim.optimizers import SGD, LocalOptimizer
 from fedsim.parameters import FlatParameters
-from fedsim.task import Classification, Task
+from fedsim.task import Task
 
 Autocast = Callable[[], AbstractContextManager[None]]
 

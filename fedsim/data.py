@@ -10,6 +10,29 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 
 
+class Writing(Protocol):
+    """How a language model's answers are written and judged. `data_partitions.texts.writing.Writing` is one."""
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens of an answer."""
+
+    @property
+    def samples(self) -> int:
+        """How many answers a question gets."""
+
+    @property
+    def temperature(self) -> float:
+        """0 writes the likeliest token each time; more draws from the softmax of logits divided by it."""
+
+    @property
+    def end_token_id(self) -> int | None:
+        """The token at which an answer ends; None where only its length ends it."""
+
+    def judge(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Says which answers (B, S, K) to rows (B,) of the test split are right, bool (B, S)."""
+
+
 class FederatedData(Protocol):
     """What a data set brings. `data_partitions.FederatedData` is one; a user's own needs only these names."""
 
@@ -24,6 +47,18 @@ class FederatedData(Protocol):
     @property
     def pad_token_id(self) -> int | None:
         """What fills up rows of tokens; None for data without."""
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """By which metrics the task is scored, the main one first; the task's own where none is named."""
+
+    @property
+    def choices(self) -> np.ndarray | None:
+        """The only answers that text_to_text has, as tokens (L, K), negative behind the last; None for any answer."""
+
+    @property
+    def writing(self) -> Writing | None:
+        """How answers are written and judged in generation; None where they are not."""
 
     @property
     def train(self) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """Evaluation of a view over a whole split: sharded over the workers, with the same bits for any number of them."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -52,35 +54,72 @@ class Evaluator:
     ) -> None:
         self._backbone = backbone
         self._parameters = parameters
-        self._task = task
+        self.task = task
         self._examples = examples
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._autocast = autocast
 
     @torch.no_grad()
-    def evaluate(self, vector: Tensor, workers: Workers) -> Evaluation:
-        """Evaluates one vector. Every worker must call it, with the same vector.
+    def outputs(self, vector: Tensor, batches: Sequence[Tensor]) -> Iterator[dict[str, Tensor]]:
+        """Computes what metrics need, here and now, for batches of rows; see `Task.outputs`.
+
+        Args:
+            vector: (P,), the parameters.
+            batches: rows of the split, (B,) int64 each, on the device.
+
+        Yields:
+            The outputs of each batch, (B, ...) each.
+        """
+        self._parameters.load(vector)
+        self._backbone.eval()
+        for rows in batches:
+            with self._autocast():
+                found = self.task.outputs(self._backbone, self._examples.batch(rows))
+            yield found
+
+    def evaluate(self, vector: Tensor, workers: Workers, rows: Tensor | None = None) -> Evaluation:
+        """Evaluates one vector. Every worker must call it, with the same arguments.
 
         Args:
             vector: (P,).
             workers: who shares the work.
+            rows: of the split, (N,) int64 on the device; all where it is None.
 
         Returns:
             Metrics and outputs, on every worker.
         """
-        self._parameters.load(vector)
-        self._backbone.eval()
-        rows = torch.arange(len(self._examples), device=self._examples.device)
-        outputs: dict[str, Tensor] = {}
-        for number, batch_rows in enumerate(rows.split(self._batch_size)):
-            # Every worker needs the shapes, so each computes the first batch; only one counts it.
-            if number and number % workers.count != workers.rank:
-                continue
-            with self._autocast():
-                found = self._task.outputs(self._backbone, self._examples.batch(batch_rows))
-            for name, value in found.items():
-                whole = outputs.setdefault(name, value.new_zeros((len(rows), *value.shape[1:])))
-                if number % workers.count == workers.rank:
-                    whole[batch_rows] = value
-        outputs = {name: workers.sum(value) for name, value in outputs.items()}
-        return Evaluation(self._task.metrics(outputs, self._examples.columns), outputs)
+        if rows is None:
+            rows = torch.arange(len(self._examples), device=self._examples.device)
+        cut = rows.split(self.batch_size)
+        found = list(self.outputs(vector, cut[workers.rank :: workers.count]))
+        outputs = gather_rows(found, [len(part) for part in cut], workers, self._examples.device)
+        return Evaluation(self.task.metrics(outputs), outputs)
+
+
+def gather_rows(
+    found: Sequence[Mapping[str, Tensor]], lengths: Sequence[int], workers: Workers, device: torch.device
+) -> dict[str, Tensor]:
+    """Puts together what workers computed of a fixed cut, part i by worker i modulo their number; exact.
+
+    Args:
+        found: this worker's parts, in order, (length, ...) each.
+        lengths: of all parts.
+        workers: who computed them; the server worker at least one.
+        device: where the whole is to be.
+
+    Returns:
+        The whole by name, (sum of lengths, ...), on every worker.
+    """
+    told = {
+        name: [str(value.dtype).removeprefix("torch."), *value.shape[1:]] for name, value in (found or [{}])[0].items()
+    }
+    (layout,) = workers.broadcast([json.dumps(told).encode()] if workers.is_server else None)
+    ends = list(accumulate(lengths, initial=0))
+    mine = range(workers.rank, len(lengths), workers.count)
+    outputs = {}
+    for name, (dtype, *shape) in json.loads(layout).items():
+        whole = torch.zeros((ends[-1], *shape), dtype=getattr(torch, dtype), device=device)
+        for part, values in zip(mine, found, strict=True):
+            whole[ends[part] : ends[part + 1]] = values[name]
+        outputs[name] = workers.sum(whole)  # zero wherever another worker computed, so nothing is rounded
+    return outputs

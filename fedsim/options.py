@@ -101,6 +101,36 @@ class ServerOptions:
 
 
 @dataclass
+class EvaluationOptions:
+    """What is evaluated beside the test split.
+
+    Args:
+        held_out: the fraction of each client's examples that nobody trains on, in [0, 1); above 0, clients are
+            evaluated on their own of these.
+        clients: how many clients are evaluated so, the same all run long; all that have held-out examples without it.
+        local_epochs: above 0, each of them is also evaluated after training on for so many epochs, with the options of
+            client, from the server's parameters: personalised.
+        per_class: whether each class's accuracy (F1 where an example has several labels) is reported.
+    """
+
+    held_out: float = 0.0
+    clients: int | None = 100
+    local_epochs: int = 0
+    per_class: bool = False
+
+    def __post_init__(self) -> None:
+        require("evaluation.held_out", self.held_out, 0 <= self.held_out < 1, "a number in [0, 1)")
+        require("evaluation.clients", self.clients, self.clients is None or self.clients >= 1, "1 or more, or none")
+        require("evaluation.local_epochs", self.local_epochs, self.local_epochs >= 0, "0 or more")
+        require(
+            "evaluation.local_epochs",
+            self.local_epochs,
+            not self.local_epochs or self.held_out > 0,
+            "0 without evaluation.held_out, as there is nothing to evaluate a client on",
+        )
+
+
+@dataclass
 class CommunicationOptions:
     """How payloads are encoded.
 

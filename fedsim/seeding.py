@@ -15,6 +15,10 @@ class Purpose(IntEnum):
     BATCHES = 4
     AUGMENTATION = 5
     DROPOUT = 6
+    ALTERATION = 7
+    HELD_OUT = 8
+    EVALUATED = 9
+    PERSONAL = 10
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

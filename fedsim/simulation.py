@@ -6,7 +6,7 @@ of the round only what travelled to them.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fedsim.checkpoint import Checkpoint, save_checkpoint
 from fedsim.client import Trainer
+from fedsim.client_evaluation import ClientEvaluator
 from fedsim.codec import VALUE_DTYPES, decode, encode
 from fedsim.data import FederatedData
 from fedsim.errors import TrainingError
 from fedsim.evaluation import Evaluation, Evaluator
 from fedsim.ledger import Entry
 from fedsim.method import ClientJob, Method, Plan, ServerState
-from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
+from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_batches, local_steps, sample_cohort
@@ -61,6 +62,8 @@ class Experiment:
         server: the server's optimiser and weighting.
         communication: how payloads are encoded.
         run: rounds, cohort, seed, and how often to evaluate and to keep.
+        evaluation: what is evaluated beside the test split.
+        client_evaluator: evaluates clients on their own examples; None where none are held out.
     """
 
     method: Method
@@ -73,6 +76,8 @@ class Experiment:
     server: ServerOptions
     communication: CommunicationOptions
     run: RunOptions
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    client_evaluator: ClientEvaluator | None = None
 
 
 @dataclass(frozen=True)
@@ -198,12 +203,36 @@ def evaluate(
         vector = torch.frombuffer(bytearray(raw), dtype=state.vector.dtype).to(state.vector.device)
         results[name.decode()] = Result(vector, experiment.evaluator.evaluate(vector, workers))
     main, *others = results
+    by_class = _by_class(experiment, results[main].evaluation) if experiment.evaluation.per_class else {}
+    of_clients = _evaluate_clients(experiment, results[main].vector, round, workers)
     if files is not None:
         metrics = dict(results[main].evaluation.metrics)
         for view in others:
             metrics |= {f"{view}/{name}": value for name, value in results[view].evaluation.metrics.items()}
-        files.evaluated(round, metrics)
+        files.evaluated(round, metrics | by_class | of_clients)
     return results[main]
+
+
+def _by_class(experiment: Experiment, evaluation: Evaluation) -> dict[str, float]:
+    """The main metric of every class, as class/NAME."""
+    values = experiment.evaluator.task.by_class(evaluation.outputs)
+    if values is None:
+        return {}
+    names = experiment.data.label_names or range(len(values))
+    return {f"class/{str(name).replace('/', '_')}": value for name, value in zip(names, values.tolist(), strict=True)}
+
+
+def _evaluate_clients(experiment: Experiment, vector: Tensor, round: int, workers: Workers) -> dict[str, float]:
+    """Evaluates clients on their own examples, as the server's parameters are, and after training on from them."""
+    evaluator, epochs = experiment.client_evaluator, experiment.evaluation.local_epochs
+    if evaluator is None:
+        return {}
+    metrics = evaluator.evaluate(vector, workers)
+    if epochs:
+        mine = list(enumerate(evaluator.clients))[workers.rank :: workers.count]
+        jobs = [_personal_job(experiment, round, at, client, vector) for at, client in mine]
+        metrics |= evaluator.evaluate_personal(experiment.trainer.train(jobs), workers)
+    return metrics
 
 
 def _send_down(
@@ -228,7 +257,37 @@ def _make_job(experiment: Experiment, round: int, position: int, client: int, pl
         options.local_epochs,
         options.max_steps,
     )
-    draws = experiment.data.draw(generator(seed, Purpose.AUGMENTATION, round, client), batches.shape)
+    draws = generator(seed, Purpose.AUGMENTATION, round, client)
+    dropout = torch_seed(seed, Purpose.DROPOUT, round, client)
+    return _lay_out(experiment, position, client, plan, start, batches, draws, dropout)
+
+
+def _personal_job(experiment: Experiment, round: int, position: int, client: int, start: Tensor) -> ClientJob:
+    """Lays out how an evaluated client trains on from the server's parameters; what comes of it is not uploaded."""
+    random = generator(experiment.run.seed, Purpose.PERSONAL, round, client)
+    batches = local_batches(
+        random,
+        experiment.partition.of(client),
+        experiment.client.batch_size,
+        experiment.evaluation.local_epochs,
+        experiment.client.max_steps,
+    )
+    plan, dropout = experiment.method.plan(round, client), int(random.integers(2**63))
+    return _lay_out(experiment, position, client, plan, start, batches, random, dropout)
+
+
+def _lay_out(
+    experiment: Experiment,
+    position: int,
+    client: int,
+    plan: Plan,
+    start: Tensor,
+    batches: np.ndarray,
+    augmentation: np.random.Generator,
+    dropout_seed: int,
+) -> ClientJob:
+    """Makes a job of its batches and streams, as the method wants it."""
+    draws = experiment.data.draw(augmentation, batches.shape)
     job = ClientJob(
         client=client,
         position=position,
@@ -238,7 +297,7 @@ def _make_job(experiment: Experiment, round: int, position: int, client: int, pl
         reference=start,
         batches=batches,
         draws={name: draw.to(start.device) for name, draw in draws.items()},
-        seed=torch_seed(seed, Purpose.DROPOUT, round, client),
+        seed=dropout_seed,
     )
     return experiment.method.begin(job)
 

@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
+    parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1 or arguments.threads < 1:
@@ -45,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         return _memory(arguments.memory_rounds)
     if arguments.payload:
         return _payload(arguments.repeats)
+    if arguments.population is not None:
+        return _population(arguments.population, arguments.repeats)
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
@@ -150,6 +153,21 @@ def _payload(repeats: int) -> int:
 
     for row in payload_times(600_000, repeats):
         print("  ".join(f"{name} {value:g}" for name, value in row.items()))
+    return 0
+
+
+def _population(population: int, repeats: int) -> int:
+    from launch.benchmarks.population import COHORT, EXAMPLES, population_times
+
+    if population < COHORT:
+        raise ConfigurationError(f"--population is {population}, expected at least {COHORT}, as so many train a round")
+    few, many = population_times(population, repeats)
+    for times in (few, many):
+        rows, milliseconds = times.clients * EXAMPLES, statistics.median(times.seconds) * 1e3
+        print(f"{COHORT} of {times.clients:>9,} clients, {rows:>10,} rows: {milliseconds:8.1f} ms a round")
+    for clock, slow, fast in (("", many.seconds, few.seconds), (" of CPU time", many.cpu_seconds, few.cpu_seconds)):
+        ratio = statistics.median(slow) / statistics.median(fast)
+        print(f"ratio{clock} {ratio:.3f} of medians, {_ratio(slow, fast):.3f} the median of {repeats} neighbours")
     return 0
 
 

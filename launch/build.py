@@ -5,15 +5,18 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import lightning
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import nn
 from transformers import PreTrainedModel
 
 from data_partitions.dataset import FederatedData
+from data_partitions.holding_out import hold_out
 from data_partitions.partition import Partition
 from fedsim.backbone import load_backbone
 from fedsim.client import ClientModule, SequentialTrainer, Trainer
+from fedsim.client_evaluation import ClientEvaluator
 from fedsim.data import Examples
 from fedsim.errors import ConfigurationError
 from fedsim.evaluation import Evaluator
@@ -24,11 +27,14 @@ from fedsim.packed import PackedTrainer, why_not_packed
 from fedsim.parameters import FlatParameters
 from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.simulation import Experiment
-from fedsim.task import Task, task_named
+from fedsim.task import Task, task_of
 from launch.configuration import Settings
+from launch.fit import check_tokens, try_one_example
 
 EVALUATION_BATCH = 256
 """Examples a forward in evaluation. A constant, as it is part of the bits."""
+EVALUATION_LOGITS = 2**28
+"""The most logits of such a forward, which bounds the batches of language models: 1 GiB in float32."""
 
 _DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16}
 
@@ -40,6 +46,7 @@ class Built:
     Attributes:
         model: the adapted backbone.
         partition: which client holds which rows.
+        held_out: those of them that nobody trains on; None where all are trained on.
         pack: how many clients train in one forward, as it came to be.
         note: what the user should know about it, or None.
     """
@@ -47,6 +54,7 @@ class Built:
     experiment: Experiment
     model: nn.Module
     partition: Partition
+    held_out: Partition | None
     task: Task
     pack: int
     note: str | None
@@ -66,31 +74,75 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     seed = settings.run.seed
     data = settings.data.load()
     partition = make_partition(settings, data)
+    seen = settings.partition.alter(data.train, partition, generator(seed, Purpose.ALTERATION))
     backbone = frozen_backbone(settings, data)
-    _check_tokens(data, backbone)
+    check_tokens(data, backbone)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
     parameters = FlatParameters(model)
-    task = task_named(data.task)
-    train, test = (
-        Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (data.train, data.test)
-    )
-    _try_one_example(settings, model, task, test, fabric)
+    task = task_of(data)
+    train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
+    try_one_example(settings, model, task, test, fabric)
     module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
+    training, held_out = _hold_out(settings, partition, data.task)
     trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
+
+    def evaluator(examples: Examples) -> Evaluator:
+        return Evaluator(
+            model, parameters, task, examples, _evaluation_batch(task, examples, backbone), fabric.autocast
+        )
+
     experiment = Experiment(
         method=settings.method,
         data=data,
-        partition=partition,
+        partition=training,
         parameters=parameters,
         trainer=trainer,
-        evaluator=Evaluator(model, parameters, task, test, EVALUATION_BATCH, fabric.autocast),
+        evaluator=evaluator(test),
+        client_evaluator=_client_evaluator(settings, held_out, evaluator(train), fabric.device),
         client=settings.client,
         server=settings.server,
         communication=settings.communication,
+        evaluation=settings.evaluation,
         run=settings.run,
     )
-    return Built(experiment, model, partition, task, pack, note)
+    return Built(experiment, model, partition, held_out, task, pack, note)
+
+
+def _hold_out(settings: Settings, partition: Partition, task: str) -> tuple[Partition, Partition | None]:
+    """Splits every client's examples in those to train on and those to be evaluated on, where that was asked for."""
+    fraction = settings.evaluation.held_out
+    if not fraction:
+        return partition, None
+    if task == "generation":
+        raise ConfigurationError(
+            "evaluation.held_out is not for answers that are judged, as only the test split has a judge; leave it out"
+        )
+    training, held_out = hold_out(partition, fraction, generator(settings.run.seed, Purpose.HELD_OUT))
+    if not len(held_out.indices):
+        raise ConfigurationError(
+            "evaluation.held_out holds nothing out, as no client has two examples; give fewer clients, or leave it out"
+        )
+    return training, held_out
+
+
+def _client_evaluator(
+    settings: Settings, held_out: Partition | None, evaluator: Evaluator, device: torch.device
+) -> ClientEvaluator | None:
+    """Chooses who is evaluated, among the clients that have held-out examples."""
+    if held_out is None:
+        return None
+    able = np.flatnonzero(held_out.sizes)
+    few = min(len(able), settings.evaluation.clients or len(able))
+    draw = generator(settings.run.seed, Purpose.EVALUATED)
+    chosen = np.sort(draw.choice(able, few, replace=False, shuffle=False)).tolist()
+    return ClientEvaluator(evaluator, {client: held_out.of(client) for client in chosen}, device)
+
+
+def _evaluation_batch(task: Task, test: Examples, backbone: PreTrainedModel) -> int:
+    """How many examples are evaluated in one forward."""
+    vocabulary = 1 if "input_ids" not in test.columns else backbone.get_input_embeddings().num_embeddings
+    return max(1, min(EVALUATION_BATCH, EVALUATION_LOGITS // (task.places(test.columns) * vocabulary)))
 
 
 def make_partition(settings: Settings, data: FederatedData) -> Partition:
@@ -120,55 +172,11 @@ def make_partition(settings: Settings, data: FederatedData) -> Partition:
     return partition
 
 
-def _try_one_example(settings: Settings, model: nn.Module, task: Task, test: Examples, fabric: Fabric) -> None:
-    """Refuses data that the backbone cannot read, such as images of another size, before anything is written."""
-    row = torch.zeros(1, dtype=torch.long, device=fabric.device)
-    try:
-        with torch.no_grad(), fabric.autocast():
-            task.outputs(model, test.batch(row))
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
-        raise ConfigurationError(
-            f"the backbone {settings.backbone_path} cannot read {type(settings.data).__name__} "
-            f"({type(error).__name__}: {error}); give another --backbone.path or --data"
-        ) from error
-
-
 def frozen_backbone(settings: Settings, data: FederatedData) -> PreTrainedModel:
     """Loads the backbone that a run starts from, with a head for the data's labels."""
     dtype = _DTYPES.get(settings.precision, torch.float32)
     seed = torch_seed(settings.run.seed, Purpose.BACKBONE)
     return load_backbone(settings.backbone_path, data.task, data.label_names, dtype, seed, data.pad_token_id)
-
-
-def _check_tokens(data: FederatedData, backbone: PreTrainedModel) -> None:
-    """Refuses texts that the backbone has no embeddings for; it would fail deep inside, on CUDA without a word."""
-    if "input_ids" not in data.train:
-        return
-    known = backbone.get_input_embeddings().num_embeddings
-    longest = _longest_text(backbone)
-    for split, tokens in (("train", data.train["input_ids"]), ("test", data.test["input_ids"])):
-        largest = max(int(tokens.max()), data.pad_token_id or 0)
-        if largest >= known:
-            raise ConfigurationError(
-                f"{split} has token {largest}, but the backbone {backbone.name_or_path} knows 0 to {known - 1}; "
-                "give the backbone's own tokenizer to data.tokenizer"
-            )
-        if longest is not None and tokens.shape[1] > longest:
-            raise ConfigurationError(
-                f"{split} has texts of {tokens.shape[1]} tokens, but the backbone {backbone.name_or_path} reads at "
-                f"most {longest}; lower data.max_length"
-            )
-
-
-def _longest_text(backbone: PreTrainedModel) -> int | None:
-    """The most tokens that a backbone has positions for; RoBERTa counts them from behind its padding token."""
-    positions: int | None = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
-    paddings = [
-        module.padding_idx
-        for name, module in backbone.named_modules()
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
-    ]
-    return positions if positions is None or not paddings else positions - paddings[0] - 1
 
 
 def local_optimizer(options: ClientOptions) -> LocalOptimizer:

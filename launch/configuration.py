@@ -17,7 +17,7 @@ from data_partitions.dataset import DataSet
 from data_partitions.partition import Partitioner
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.method import Method
-from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions, require
+from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions, require
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 
@@ -40,6 +40,7 @@ class Settings:
     client: ClientOptions
     server: ServerOptions
     communication: CommunicationOptions
+    evaluation: EvaluationOptions
     run: RunOptions
     precision: str
     accelerator: str
@@ -102,6 +103,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--client.module", type=str | None, help="class path of your own LightningModule")
     parser.add_class_arguments(ServerOptions, "server")
     parser.add_class_arguments(CommunicationOptions, "communication")
+    parser.add_class_arguments(EvaluationOptions, "evaluation")
     parser.add_class_arguments(RunOptions)
     parser.add_argument(
         "--resume", type=Literal["never", "auto"], default="never", help="auto goes on where a run stopped"
@@ -192,7 +194,7 @@ def _resolve_folders(config: Namespace) -> None:
     arguments = config.data.get("init_args", {})
     if "tokenizer" in arguments and arguments["tokenizer"] is None:
         arguments["tokenizer"] = config.backbone.path
-    for name in ("path", "cache", "tokenizer"):
+    for name in ("path", "train_path", "test_path", "cache", "tokenizer"):
         if isinstance(arguments.get(name), str):
             arguments[name] = _absolute(arguments[name])
 

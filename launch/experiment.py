@@ -59,6 +59,8 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
             console.print(note, soft_wrap=True)
         directory.begin(settings.resolved)
         built.partition.save(directory.path / "partition.npz")
+        if built.held_out is not None:
+            built.held_out.save(directory.path / "held_out.npz")
         history = History(**checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.run.rounds, done)

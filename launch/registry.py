@@ -12,8 +12,8 @@ BACKBONES = Path(__file__).resolve().parent / "backbones"
 
 _KINDS = {
     "methods": ("methods", "Method"),
-    "datasets": ("data_partitions", "DataSet"),
-    "partitioners": ("data_partitions", "Partitioner"),
+    "datasets": ("data_partitions/datasets", "DataSet"),
+    "partitioners": ("data_partitions/partitioners", "Partitioner"),
 }
 
 
@@ -39,8 +39,8 @@ def choices(kind: str) -> list[Choice]:
     if kind == "presets":
         found = [_preset(path) for path in PRESETS.rglob("*.yaml")]
     else:
-        package, base = _KINDS[kind]
-        found = [choice for path in (_ROOT / package).glob("*.py") for choice in _classes(path, package, base)]
+        folder, base = _KINDS[kind]
+        found = [choice for path in (_ROOT / folder).glob("*.py") for choice in _classes(path, base)]
     return sorted(found, key=lambda choice: choice.name.lower())
 
 
@@ -51,18 +51,17 @@ def import_choices() -> None:
             importlib.import_module(choice.module)
 
 
-def _classes(path: Path, package: str, base: str) -> list[Choice]:
+def _classes(path: Path, base: str) -> list[Choice]:
     """Reads the classes of one file that fill a contract."""
     nodes = ast.parse(path.read_text(encoding="utf-8")).body
+    module = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
     found = []
     for node in nodes:
         if isinstance(node, ast.ClassDef) and base in [b.id for b in node.bases if isinstance(b, ast.Name)]:
             text = ast.get_docstring(node) or ""
             source = re.search(r"^Source: (.+?)\.?(?:\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
             phrase = text.partition("\n")[0].rstrip(".")
-            found.append(
-                Choice(node.name, " ".join(source[1].split()) if source else "", phrase, f"{package}.{path.stem}")
-            )
+            found.append(Choice(node.name, " ".join(source[1].split()) if source else "", phrase, module))
     return found
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from data_partitions.cifar10 import CIFAR10Data
 from data_partitions.dataset import DataSet, FederatedData
+from data_partitions.images.data import ImageData
 from fedsim.backbone import quiet
 from launch.configuration import read_settings
 from launch.environment import start_workers, stop_workers
@@ -27,8 +27,10 @@ BATTERY: dict[str, tuple[str, ...]] = {
 }
 """Options by method: every method there is has an entry."""
 
+CLIENTS = ("--evaluation.held_out", "0.2", "--evaluation.clients", "7", "--evaluation.local_epochs", "1")
+
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "packed": ("--method", "FLASC", "--client.pack", "3", "--method.lora_dropout", "0.1"),
+    "packed": ("--method", "FLASC", "--client.pack", "3", "--method.lora_dropout", "0.1", *CLIENTS),
     "layers": ("--method", "FLASC", "--method.topk_scope", "layer", "--communication.value_dtype", "bfloat16"),
     "adamw": (
         "--method",
@@ -41,7 +43,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "0.1",
     ),
     "photographs": ("--method", "FLASC", "--data", "tests.battery.Photographs", "--backbone.path", "{here}/vit"),
-    "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm"),
+    "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm", *CLIENTS),
 }
 
 
@@ -56,7 +58,7 @@ class Photographs(DataSet):
             pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=random)
             return {"pixel_values": pixels, "labels": torch.randint(3, (count,), generator=random)}
 
-        return CIFAR10Data(split(600), split(300), ("a", "b", "c"), "image_classification", image_size=12)
+        return ImageData(split(600), split(300), ("a", "b", "c"), "image_classification", image_size=12)
 
 
 class Answers(DataSet):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data_partitions.dataset import FederatedData
 from data_partitions.partition import Partition
-from data_partitions.text import TextData, pad_rows, with_answers
+from data_partitions.texts.tokens import TextData, pad_rows, with_answers
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
@@ -25,7 +25,7 @@ from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
 from fedsim.server import server_optimizer
 from fedsim.simulation import Experiment
-from fedsim.task import task_named
+from fedsim.task import task_of
 from fedsim.transport import Workers
 from methods.lora import LoRA
 
@@ -162,7 +162,7 @@ def build(method: Method | None = None, backbone: str = "vit", dtype: torch.dtyp
     model = method.setup(frozen, 4)
     parameters = FlatParameters(model)
     train, test = (Examples(data, columns, CPU, dtype) for columns in (data.train, data.test))
-    return Tiny(method, data, model, parameters, ClientModule(model, task_named(data.task)), train, test)
+    return Tiny(method, data, model, parameters, ClientModule(model, task_of(data)), train, test)
 
 
 def partition(sizes: list[int]) -> Partition:

@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_partitions.iid import IID
+from data_partitions.partitioners.iid import IID
+from fedsim.classification import Classification
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.optimizers import SGD
-from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
+from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
 from fedsim.parameters import FlatParameters
 from fedsim.sampling import local_batches, sample_cohort
 from fedsim.seeding import Purpose, generator
 from fedsim.server import initial_state
 from fedsim.simulation import Experiment, run_round
-from fedsim.task import Classification
 from fedsim.transport import Workers
 from launch.benchmarks.two_workers import two_workers
 from launch.benchmarks.works import Round, Work
@@ -53,7 +53,7 @@ class Arena:
         self._data = work.data()
         labels = self._data.train["labels"].numpy()
         # Enough examples a client that every one of its steps is full.
-        clients = min(100, len(labels) // (work.batch_size * work.steps))
+        clients = min(work.population, len(labels) // (work.batch_size * work.steps))
         self._partition = IID(clients).split(labels, None, np.random.default_rng(0))
 
     def __enter__(self) -> Self:
@@ -121,9 +121,11 @@ class Arena:
             parameters=parameters,
             trainer=trainer,
             evaluator=Evaluator(model, parameters, task, train, 256, nullcontext),
+            client_evaluator=None,
             client=ClientOptions(batch_size=self._work.batch_size, max_steps=self._work.steps),
             server=ServerOptions(optimizer="sgd", lr=1.0),
             communication=CommunicationOptions(),
+            evaluation=EvaluationOptions(),
             run=RunOptions(rounds=1, cohort_size=self._work.clients),
         )
         start = parameters.vector.clone()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from data_partitions.cifar10 import LABEL_NAMES, SIDE, CIFAR10Data
 from data_partitions.dataset import FederatedData
-from data_partitions.digits import Digits
+from data_partitions.datasets.cifar10 import LABEL_NAMES, SIDE
+from data_partitions.datasets.digits import Digits
+from data_partitions.images.data import ImageData
 from fedsim.backbone import load_backbone
 from launch.registry import BACKBONES
 from methods.lora import LoRA
@@ -30,6 +31,7 @@ class Work:
         interpolates: whether images have another size than the backbone's positions.
         clients: trained a round.
         steps: local steps of each.
+        population: how many clients there are to choose from, where there are examples enough for their steps.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Work:
     interpolates: bool = False
     clients: int = 10
     steps: int = 5
+    population: int = 100
 
 
 def digits() -> FederatedData:
@@ -60,7 +63,7 @@ def random_photographs() -> FederatedData:
         pixels = torch.randint(256, (examples, 3, SIDE, SIDE), dtype=torch.uint8, generator=random)
         return {"pixel_values": pixels, "labels": torch.randint(len(LABEL_NAMES), (examples,), generator=random)}
 
-    return CIFAR10Data(split(2000), split(10), LABEL_NAMES, "image_classification", image_size=64)
+    return ImageData(split(2000), split(10), LABEL_NAMES, "image_classification", image_size=64)
 
 
 def deit_tiny(data: FederatedData) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A partition in words: how it was made, and how the clients differ in examples, users and labels."""
+"""A partition in words: how it was made, how the clients differ in examples, users and labels, what the paper had."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_partitions.dataset import FederatedData
+from data_partitions.paper_tables import PAPER_ROWS, disagreement
 from data_partitions.partition import Partition
 from data_partitions.statistics import label_skew, users_per_client
 
@@ -54,7 +55,7 @@ class Subject:
 
 
 def describe(subject: Subject, console: Console) -> None:
-    """Prints how it was made, and a row for each thing in which clients differ."""
+    """Prints how it was made, a row for each thing in which clients differ, and the paper's rows of these data."""
     plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
     made, dealt = subject.heading
     task = "" if subject.data is None else f"; {subject.data.task}{' without labels' if subject.labels is None else ''}"
@@ -67,8 +68,37 @@ def describe(subject: Subject, console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(MEANING, style="dim", highlight=False)
+    _compare(subject, console)
     for note in subject.notes:
         console.print(note, **plain)
+
+
+def _compare(subject: Subject, console: Console) -> None:
+    """Prints what the paper's tables say of these data, beside what is here; nothing where they do not know them."""
+    name = str(subject.partition.arguments.get("data"))
+    if name not in PAPER_ROWS:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(name, no_wrap=True)
+    for title in ("clients", "examples", "classes"):
+        table.add_column(title, justify="right")
+    table.add_column("metric or task")
+    for row in PAPER_ROWS[name]:
+        table.add_row(f"FLASC, Table {row.table}", row.clients, row.examples, row.classes, row.measure)
+    numbers = (int((subject.partition.sizes > 0).sum()), len(subject.partition.indices))
+    task = "-" if subject.data is None else subject.data.task
+    table.add_row("here", *(f"{number:,}" for number in numbers), _classes(subject), task)
+    console.print(table)
+    if (line := disagreement(name)) is not None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _classes(subject: Subject) -> str:
+    """How many classes a model tells apart: the labels' names, or those that occur; next tokens are not counted."""
+    if subject.data is None or subject.data.task == "language_modelling":
+        return "-"
+    names = len(subject.data.label_names)
+    return str(names or (len(np.unique(subject.labels)) if subject.labels is not None else "-"))
 
 
 def _rows(subject: Subject) -> list[list[str]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_partitions.dirichlet import Dirichlet
 from data_partitions.errors import DataError
 from data_partitions.partition import Partition
+from data_partitions.partitioners.dirichlet import Dirichlet
 
 
 def test_saves_and_loads(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fedsim.classification import Classification
 from fedsim.client import set_client_mode
 from fedsim.evaluation import Evaluation, Evaluator
-from fedsim.task import Classification
 from fedsim.transport import Workers
 from methods.lora import LoRA
 from tests import tiny
@@ -23,6 +25,14 @@ class Alone(Workers):
     def __init__(self, rank: int, count: int) -> None:
         super().__init__(rank, count, tiny.CPU)
         self.parts: list[Tensor] = []
+
+    told: ClassVar[list[bytes]] = []
+
+    def broadcast(self, payloads: Sequence[bytes] | None) -> list[bytes]:
+        """What the server worker, which goes first, said last."""
+        if payloads is not None:
+            Alone.told = list(payloads)
+        return Alone.told
 
     def sum(self, tensor: Tensor) -> Tensor:
         self.parts.append(tensor)

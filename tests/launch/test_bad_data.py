@@ -17,6 +17,7 @@ from datasets import Dataset
 from PIL import Image
 
 from data_partitions.dataset import DataSet, FederatedData
+from data_partitions.datasets.twenty_newsgroups import LABEL_NAMES
 from fedsim.backbone import quiet
 from launch.__main__ import main
 from tests import tiny
@@ -50,7 +51,7 @@ def save_gpt2(folder: Path, tokens: int = 60, positions: int = 32, **tokenizer: 
     )
     with quiet(), torch.random.fork_rng():
         hf.GPT2LMHeadModel(config).save_pretrained(folder)
-    save_words(folder, **tokenizer)
+    save_words(folder, **({"words": LABEL_NAMES} | tokenizer))
 
 
 def save_roberta(folder: Path, positions: int) -> None:
@@ -59,7 +60,7 @@ def save_roberta(folder: Path, positions: int) -> None:
     )
     with quiet(), torch.random.fork_rng():
         hf.RobertaForMaskedLM(config).save_pretrained(folder)
-    save_words(folder)
+    save_words(folder, words=LABEL_NAMES)
 
 
 def forget_the_tokenizer(folder: Path) -> None:
@@ -84,6 +85,7 @@ def write_images_for_gpt2(folder: Path) -> None:
 
 IMAGES = "--data CIFAR10 --data.path here --data.image_size 8"
 POSTED = "--data TwentyNewsgroups --data.path here --backbone.path here"
+COLUMNS = "--data Texts --data.path here --backbone.path here"
 CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "a missing column of images": (
         lambda here: write_images(here, name="fine_label"),
@@ -137,7 +139,7 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     ),
     "a padding token behind the embeddings": (
         lambda here: save_gpt2(here, tokens=14, pad="[far]", words=("Newsgroup:", "[far]")),
-        POSTED,
+        f"{POSTED} --data.task text_classification",
         ("has token 15", "knows 0 to 13", "give the backbone's own tokenizer"),
     ),
     "texts longer than the backbone reads": (
@@ -159,6 +161,26 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
         lambda here: save_gpt2(here),
         "--data tests.launch.test_bad_data.Unclassed --backbone.path here --data.path here",
         ("Unclassed has labels of shape (40, 3)", "classes=..."),
+    ),
+    "labels of mixed types": (
+        lambda here: write_posts(here, [*POSTS, {"text": "a", "label": "sci.space"}]),
+        COLUMNS,
+        ("train.jsonl.gz has values in 'label'", "expected values of one type", "correct them"),
+    ),
+    "a text without a label": (
+        lambda here: write_posts(here, [*POSTS, {"text": "a", "label": None}]),
+        COLUMNS,
+        ("train.jsonl.gz has no 'label' at row 40", "fill or drop it"),
+    ),
+    "a test label that nobody trains on": (
+        lambda here: write_posts(here, [{"text": "ice", "label": 3}] * 40),
+        COLUMNS,
+        ("test label", "at row 0", "expected"),
+    ),
+    "all examples with one client": (
+        lambda here: write_posts(here, [{**post, "user": "one"} for post in POSTS]),
+        f"{COLUMNS} --data.user_column user --partition Natural",
+        ("cohort_size is 10, but there are 1 clients", "partition.clients"),
     ),
     "images for a model of texts": (
         write_images_for_gpt2,
@@ -186,9 +208,10 @@ def test_bad_data_is_one_line(
     here, cache = tmp_path / "here", tmp_path / "cache"
     here.mkdir()
     write(here)
-    if POSTED in options and not list(here.glob("*.jsonl.gz")):
+    texts = POSTED in options or COLUMNS in options
+    if texts and not list(here.glob("*.jsonl.gz")):
         write_posts(here)
-    if POSTED in options and not (here / "config.json").exists():
+    if texts and not (here / "config.json").exists():
         save_gpt2(here)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import local_work, payload, works
+from launch.benchmarks import local_work, payload, population, works
 from launch.benchmarks.local_work import WHO, Arena
 from launch.benchmarks.works import WORKS, Round, Work
 
@@ -177,6 +177,36 @@ def test_the_payload_table(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert bytes_ == sorted(bytes_, reverse=True)
     assert bytes_[0] >= 4 * 6000 / 4
     assert all(row[name] >= 0 for row in rows for name in ("top_k_and_encode_ms", "decode_ms", "torch_topk_ms"))
+
+
+def test_rounds_of_few_and_of_many_clients_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(population, "FEW", 20)
+    monkeypatch.setattr(population, "COHORT", 2)
+    assert main(["bench", "--population", "3000", "--repeats", "2"]) == 0
+    few, many, ratio, cpu_ratio = capsys.readouterr().out.splitlines()
+    assert few.split()[:6] == ["2", "of", "20", "clients,", "200", "rows:"]
+    assert many.split()[:6] == ["2", "of", "3,000", "clients,", "30,000", "rows:"]
+    milliseconds = [float(line.split()[6]) for line in (few, many)]
+    assert float(ratio.split()[1]) == pytest.approx(milliseconds[1] / milliseconds[0], rel=0.02)
+    assert float(cpu_ratio.split()[4]) > 0
+    assert main(["bench", "--population", "1"]) == 2
+    assert "--population is 1, expected at least 2" in capsys.readouterr().err
+
+
+def test_every_row_of_a_population_is_there_and_every_client_holds_as_many() -> None:
+    """30 clients of 60: 1437 digits over and over, as bytes, become what the backbone reads."""
+    data, own = population.many_digits(3000), works.digits()
+    assert data.train["pixel_values"].dtype == torch.uint8
+    assert data.train["pixel_values"].shape == (3000, 1, 8, 8)
+    batch = data.transform({name: column[1437:1500] for name, column in data.train.items()}, None)
+    assert torch.allclose(batch["pixel_values"], own.train["pixel_values"][:63], atol=1e-5)
+    assert torch.equal(batch["labels"], own.train["labels"][:63])
+    work = replace(population.work_of(60), clients=30)
+    with Arena(work) as arena:
+        assert arena._partition.sizes.tolist() == [population.EXAMPLES] * 60
+        assert [len(batch["labels"]) for batch in arena.batches(1, 59)] == [population.EXAMPLES]
 
 
 def test_memory_over_rounds_prints_a_line_per_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,7 +153,7 @@ def test_config_yaml_repeats_the_run(command: str, elsewhere: Path, user_module:
     assert (again.run_dir, again.resume) == (None, "never")
 
 
-@pytest.mark.parametrize("data", ["cifar10", "cifar10_small", "20newsgroups", "20newsgroups_small"])
+@pytest.mark.parametrize("data", sorted(path.stem.removeprefix("lora_") for path in PRESETS.glob("lora_*.yaml")))
 def test_twins_differ_in_the_method_alone(data: str) -> None:
     flasc, lora = (read(f"--config {name}_{data}").resolved for name in ("flasc", "lora"))
     own = {"upload_density", "download_density", "topk_scope", "evaluate_before_step"}

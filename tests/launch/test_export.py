@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
-from data_partitions.digits import Digits
+from data_partitions.datasets.digits import Digits
 from launch.__main__ import main
 from launch.registry import BACKBONES
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from data_partitions.dataset import FederatedData
-from data_partitions.iid import IID
+from data_partitions.paper_tables import PAPER_ROWS, disagreement
 from data_partitions.partition import Partition
+from data_partitions.partitioners.iid import IID
 from launch.__main__ import COMMANDS, main
 from launch.configuration import read_settings
 from launch.partition import FILES
@@ -149,6 +150,51 @@ def test_users_are_counted(here: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert rows["users"] == ["1", "1", "1", "1", "1", "1", "5"]
     assert rows["examples"] == ["8", "8", "8", "8", "8", "8", "40"]
     assert rows["distance"] == ["0.00"] * 7
+
+
+def printed_beside(name: str, data: FederatedData | None, sizes: list[int]) -> str:
+    """What is printed of these data with clients of these sizes, the rows in the middle with single spaces."""
+    partition = dealt(sizes)
+    partition.arguments.update(data=name)
+    stream = io.StringIO()
+    describe(Subject(partition, data), Console(file=stream, width=80))
+    assert max(map(len, stream.getvalue().splitlines())) <= 80
+    return re.sub(r" +", " ", stream.getvalue())
+
+
+def labelled(examples: int, names: tuple[str, ...], task: str) -> FederatedData:
+    columns = {"labels": torch.arange(examples) % 3}
+    return FederatedData(columns, columns, names, task, classes=np.arange(examples) % 3)
+
+
+def test_what_is_loaded_stands_beside_the_papers_rows() -> None:
+    """Empty clients do not count; the labels are those that have names, whether they occur or not."""
+    data = labelled(1205, tuple("abcdefghijklmnopqrst"), "text_classification")
+    text = printed_beside("TwentyNewsgroups", data, [1200, 0, 5])
+    assert " TwentyNewsgroups clients examples classes metric or task" in text
+    assert " FLASC, Table 2 350 20K 20 accuracy \n" in text
+    assert " FLASC, Table 4 350 20K 20 sequence classification \n" in text
+    assert " here 2 1,205 20 text_classification" in text
+    assert "disagree" not in text
+    assert " here 1 5 3 " in printed_beside("CIFAR10", labelled(5, (), "image_classification"), [5])
+    assert " here 1 5 - - " in printed_beside("FLAIR", None, [5])
+
+
+def test_where_the_papers_rows_differ_a_line_says_so() -> None:
+    """The classes of the paper are GPT-2's tokens there; which of them a model knows, the data do not say."""
+    text = printed_beside("Reddit", labelled(9, (), "language_modelling"), [4, 5])
+    assert " FLASC, Table 2 20K 2M 50257 perplexity" in text
+    assert " FLASC, Table 4 32K 1.1M 50257 next token prediction \n" in text
+    assert " here 2 9 - language_modelling" in text
+    assert "Tables 2 and 4 disagree on Reddit: 20K or 32K clients, 2M or 1.1M examples\n" in text
+    assert [name for name in PAPER_ROWS if disagreement(name)] == ["Reddit"]
+
+
+def test_the_paper_says_nothing_of_other_data(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ask("--data partition_user.Letters --partition IID --partition.clients 4") == 0
+    out = capsys.readouterr().out
+    assert "FLASC" not in out
+    assert "here " not in out
 
 
 def test_without_the_data_sizes_are_described(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 
+from data_partitions.datasets.twenty_newsgroups import LABEL_NAMES
 from fedsim.backbone import quiet
 from launch.__main__ import main
 from tests.data_partitions.words import save_words
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{"text": " ".join(random.choice(GROUPS[n], random.integers(2, 9))), "label": int(n)} for n in labels]
         with gzip.open(here / f"{split}.jsonl.gz", "wt") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
-    words = ("Newsgroup:", *NAMES.values())
+    words = ("Newsgroup:", *LABEL_NAMES)
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(5)
         ends = {"bos_token_id": 2, "eos_token_id": 3}
@@ -59,8 +60,9 @@ def adapted(folder: Path, run_dir: Path, auto_class: Any, **options: Any) -> Any
 
 def test_the_papers_preset_trains_lora_alone_and_writes_names(folder: Path, tmp_path: Path) -> None:
     """GPT-2 with its language head frozen; greedy decoding with the exported adapter repeats the run's accuracy."""
-    rates = ("--client.lr", "0.05", "--client.local_epochs", "3", "--method.lora_dropout", "0")
-    summary = run(folder, "lora_20newsgroups", "gpt2", tmp_path / "run", *rates, "--rounds", "8", "--server.lr", "0.05")
+    rates = ("--client.lr", "0.05", "--client.local_epochs", "3", "--method.lora_dropout", "0", "--server.lr", "0.05")
+    more = ("--rounds", "10", "--data.scoring", "generation")
+    summary = run(folder, "lora_20newsgroups", "gpt2", tmp_path / "run", *rates, *more)
     layers, rank, width = 2, 16, 32
     assert summary["trainable_parameters"] == layers * rank * (width + 3 * width)
     settings = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())

@@ -1,0 +1,1 @@
+"""Images: decoded, kept as bytes, cropped, flipped and resized."""

@@ -1,0 +1,1 @@
+"""Rules that deal examples to clients: one file each."""

@@ -1,0 +1,1 @@
+"""Programs that a model wrote, and how they are judged."""

@@ -1,0 +1,1 @@
+"""Texts as tokens, and the layouts that tasks read."""

@@ -1,0 +1,1 @@
+"""Tests of the data sets, the partitions and the embedded backbone."""
