@@ -264,9 +264,14 @@ def write(backbone: nn.Module, batch: Batch, writing: Writing) -> Tensor:
     )
     devices = [question.device] if question.device.type == "cuda" else []
     model: Any = backbone
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int(batch["row"][0]))
-        found: Tensor = model.generate(input_ids=question, attention_mask=present, generation_config=config)
+    # transformers fills what is not said with the checkpoint's own habits, such as a penalty for repetition.
+    habits, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(batch["row"][0]))
+            found: Tensor = model.generate(input_ids=question, attention_mask=present, generation_config=config)
+    finally:
+        model.generation_config = habits
     answers = found[:, question.shape[1] :]
     answers = functional.pad(answers, (0, writing.max_new_tokens - answers.shape[1]), value=padding)
     return answers.view(len(question), writing.samples, -1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_partitions.digits import normalise
+from data_partitions.datasets.digits import normalise
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from data_partitions.texts.writing import Writing
 from fedsim.errors import ConfigurationError
@@ -190,6 +191,18 @@ def test_writing_in_a_batch_is_writing_alone(backbone: str) -> None:
             if token == Words.eos_token_id:
                 break
         assert found[row, 0, : len(alone)].tolist() == alone
+
+
+def test_a_checkpoint_s_habits_of_writing_are_left_out() -> None:
+    """As many chat models ship them; the likeliest token is the likeliest token."""
+    built = tiny.build(backbone="gpt2_lm")
+    built.parameters.load(built.start())
+    batch, writing = questions(built), Writing(Words(), lambda row, text: True, max_new_tokens=4)
+    plain = write(built.model, batch, writing)
+    habits = GenerationConfig(repetition_penalty=5.0, bad_words_ids=[[token] for token in plain.unique().tolist()])
+    built.model.generation_config = habits
+    assert torch.equal(write(built.model, batch, writing), plain)
+    assert built.model.generation_config is habits
 
 
 def test_samples_are_drawn_again_the_same_and_leave_the_random_state() -> None:
