@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(BIN)/fedsim demo
 
 test: $(VENV)/.installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ class FederatedData:
         choices: the only answers there are in text_to_text, as tokens int32 (L, K), -1 behind the last of each; None
             where any answer may be written.
         writing: how answers are written and judged in generation; None where they are not.
+        notes: what the user should know, a line each; printed when a run starts.
 
     Raises:
         DataError: for an empty split, columns of unequal length, or a label outside its range.
@@ -56,6 +57,7 @@ class FederatedData:
     metrics: tuple[str, ...] = ()
     choices: np.ndarray | None = None
     writing: Writing | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for split, columns in (("train", self.train), ("test", self.test)):

@@ -61,6 +61,10 @@ class FederatedData(Protocol):
         """How answers are written and judged in generation; None where they are not."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know, a line each; printed when a run starts."""
+
+    @property
     def train(self) -> dict[str, Tensor]:
         """The training columns, (N, ...) each."""
 

@@ -48,7 +48,7 @@ class Built:
         partition: which client holds which rows.
         held_out: those of them that nobody trains on; None where all are trained on.
         pack: how many clients train in one forward, as it came to be.
-        note: what the user should know about it, or None.
+        notes: what the user should know about the data and this, a line each.
     """
 
     experiment: Experiment
@@ -57,7 +57,7 @@ class Built:
     held_out: Partition | None
     task: Task
     pack: int
-    note: str | None
+    notes: tuple[str, ...]
 
 
 def build(settings: Settings, fabric: Fabric) -> Built:
@@ -106,7 +106,8 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         evaluation=settings.evaluation,
         run=settings.run,
     )
-    return Built(experiment, model, partition, held_out, task, pack, note)
+    notes = (*data.notes, *([note] if note else []))
+    return Built(experiment, model, partition, held_out, task, pack, notes)
 
 
 def _hold_out(settings: Settings, partition: Partition, task: str) -> tuple[Partition, Partition | None]:

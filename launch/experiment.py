@@ -55,7 +55,7 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
         return None
     with directory:
         checkpoint = directory.checkpoint
-        for note in (*directory.notes, *([built.note] if built.note else [])):
+        for note in (*directory.notes, *built.notes):
             console.print(note, soft_wrap=True)
         directory.begin(settings.resolved)
         built.partition.save(directory.path / "partition.npz")

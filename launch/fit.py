@@ -43,6 +43,18 @@ def check_tokens(data: FederatedData, backbone: PreTrainedModel) -> None:
                 f"{split} has texts of {tokens.shape[1]} tokens, but the backbone {backbone.name_or_path} reads at "
                 f"most {longest}; lower data.max_length"
             )
+    if longest is not None and data.writing is not None:
+        _check_written(data, data.writing.max_new_tokens, longest, backbone.name_or_path)
+
+
+def _check_written(data: FederatedData, max_new_tokens: int, longest: int, name: str) -> None:
+    """Refuses answers that would be written past the backbone's last position, however short the given ones are."""
+    asked = data.test["input_ids"].shape[1] - data.test["labels"].shape[1]
+    if asked + max_new_tokens > longest:
+        raise ConfigurationError(
+            f"test has questions of {asked} tokens, behind which answers of up to {max_new_tokens} are written, but "
+            f"the backbone {name} reads at most {longest}; lower data.max_new_tokens or data.max_length"
+        )
 
 
 def _longest_text(backbone: PreTrainedModel) -> int | None:

@@ -1,9 +1,5 @@
-"""Run by torchrun: every entry of the battery on the same workers, and what their collectives carried.
+"""Every entry of the battery on the same workers, and what their collectives carried."""
 
-usage: torchrun --nproc_per_node=N -m tests.battery FOLDER
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +95,8 @@ class Spy:
         return call
 
 
-def main(folder: Path) -> None:
-    """Runs everything; each worker leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
+def run_all(folder: Path) -> None:
+    """Runs everything, as one of several workers; each leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
     fabric, workers = start_workers("cpu", "32-true", 1)
     spy = Spy()
     for name, options in entries(folder).items():
@@ -109,7 +105,3 @@ def main(folder: Path) -> None:
         run_on(settings, fabric, workers, Console(quiet=True))
         torch.save(list(spy.carried), folder / f"{name}-carried-{workers.rank}.pt")
     stop_workers()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

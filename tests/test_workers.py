@@ -2,22 +2,18 @@
 bytes of the ledger."""
 
 import csv
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from fedsim.codec import decode
 from launch.__main__ import main
 from launch.registry import choices
-from tests.battery import BATTERY, COMMON, VARIANTS, entries
+from tests.battery import BATTERY, COMMON, VARIANTS, entries, run_all
+from tests.workers import kill, launch, run, wait
 
-ROOT = Path(__file__).resolve().parent.parent
 ENTRIES = {**BATTERY, **VARIANTS}
 
 
@@ -33,16 +29,6 @@ def bits(run: Path) -> tuple[list[dict[str, str]], list[dict[str, str]], bytes]:
     return rows(run / "metrics.csv", "seconds"), rows(run / "ledger.csv", "worker"), adapter
 
 
-def torchrun(workers: int, *arguments: str) -> list[str]:
-    """A command that starts workers; a free port is found by --standalone."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
-    return [*launcher, "-m", *arguments]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every entry of the battery, on one worker, in this process."""
@@ -54,11 +40,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=[2, 3, 4])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """The same on several workers: one torchrun for all entries."""
+    """The same on several workers, started once for all entries."""
     folder = tmp_path_factory.mktemp(f"workers{request.param}")
-    entries(folder)  # saved here: under torchrun only the first worker would
-    command = torchrun(request.param, "tests.battery", str(folder))
-    subprocess.run(command, check=True, timeout=240, cwd=ROOT, env=environment(), capture_output=True)
+    entries(folder)  # saved here, and not by one of the workers while another reads
+    launcher = launch(request.param, run_all, folder, said=folder / "said")
+    assert wait(launcher, 240) == 0, (folder / "said").read_text()
     return request.param, folder
 
 
@@ -115,20 +101,18 @@ def _take_uploads(buffer: bytes, entries: list[dict[str, str]]) -> int:
 def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path) -> None:
     """kill -9 of a run on two workers, launcher and all; three go on from its checkpoint."""
     options = ["--cohort_size", "6", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2"]
-    long = [*options, "--rounds", "60"]
+    long = [*options, "--rounds", "30"]
     assert main(["run", *long, "--run_dir", str(tmp_path / "whole")]) == 0
-    killed = tmp_path / "killed"
-    command = torchrun(2, "launch", "run", *long, "--run_dir", str(killed))
-    process = psutil.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed, said = tmp_path / "killed", tmp_path / "said"
+    launcher = launch(2, run, "run", *long, "--run_dir", str(killed), said=said)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoint" / "round-000006").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    for victim in (process, *process.children(recursive=True)):  # workers outlive a launcher that is killed alone
-        victim.kill()
-    process.wait()
+    kill(launcher)
+    assert (killed / "checkpoint" / "round-000006").exists(), said.read_text()
     assert not (killed / "summary.json").exists(), "the run ended before it was killed: make it longer"
-    command = torchrun(3, "launch", "run", *long, "--run_dir", str(killed), "--resume", "auto")
-    subprocess.run(command, check=True, timeout=120, cwd=ROOT, env=environment(), capture_output=True)
+    launcher = launch(3, run, "run", *long, "--run_dir", str(killed), "--resume", "auto", said=said)
+    assert wait(launcher, 120) == 0, said.read_text()
     assert bits(killed) == bits(tmp_path / "whole")
 
 
@@ -147,11 +131,10 @@ def test_one_worker_says_in_one_line_what_went_wrong(
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").touch()
     given = [option.format(foreign=tmp_path / "foreign", new=tmp_path / "new") for option in options]
-    command = torchrun(2, "launch", "run", "--rounds", "3", *given)
-    failed = subprocess.run(command, timeout=120, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert failed.returncode == 1
-    ours = [line for line in failed.stderr.splitlines() if line.startswith("fedsim: ")]
+    assert wait(launch(2, run, "run", "--rounds", "3", *given, said=tmp_path / "said"), 120) == 1
+    shown = (tmp_path / "said").read_text()
+    ours = [line for line in shown.splitlines() if line.startswith("fedsim: ")]
     assert 1 <= len(ours) <= 2  # two where both workers' clients diverged
     assert all(said in line for line in ours)
-    assert f"exitcode: {status}" in failed.stderr or f"exitcode  : {status}" in failed.stderr
-    assert "Connection closed" not in failed.stderr
+    assert f"exitcode: {status}" in shown or f"exitcode  : {status}" in shown
+    assert "Connection closed" not in shown

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
-from data_partitions.images.data import ImageData, require_size, require_statistics
+from data_partitions.images.data import ImageData, require_statistics
 from data_partitions.images.encoded import require_encoded
 from data_partitions.images.pixels import cached_images
 from data_partitions.reading.columns import load_columns, require_label_names
@@ -48,7 +49,7 @@ class CIFAR10(DataSet):
         cache: str = "~/.cache/fedsim",
     ) -> None:
         self.path = path
-        self.image_size = require_size("image_size", image_size)
+        self.image_size = require_whole("data.image_size", image_size, 1, 224)
         self.augment = augment
         self.normalise = require_statistics(normalise)
         self.cache = cache

@@ -65,8 +65,8 @@ class MATH(DataSet):
 
     Args:
         path: a hub id with the seven configurations of EleutherAI/hendrycks_math, or a local folder with these as
-            folders, or with all problems in its own `train` and `test` files (see `load_columns`); columns `problem`,
-            `solution` and `type`, the subject, by which partitioners deal.
+            folders, or some of them, or with all problems in its own `train` and `test` files (see `load_columns`);
+            columns `problem`, `solution` and `type`, the subject, by which partitioners deal.
         train_path: MetaMathQA to train on instead: a hub id such as meta-math/MetaMathQA, or a local folder with a file
             `train`; columns `query`, `response` and `type`, by which partitioners deal. None for the training split of
             `path`.
@@ -149,13 +149,20 @@ class MATH(DataSet):
             problems += texts_of(found, split, "problem")
             solutions += texts_of(found, split, "solution")
             types += texts_of(found, split, "type")
-        return Pairs(problems, solutions, numbered(types))
+        return Pairs(problems, solutions, *numbered(types))
 
     def _configs(self) -> tuple[str | None, ...]:
+        """The subjects to read: on the hub all seven, in a local folder those that it has as folders, if any."""
+        if not is_local(self.path):
+            return SUBJECTS
         root = Path(os.path.expanduser(self.path))
-        if is_local(self.path) and not any((root / subject).is_dir() for subject in SUBJECTS):
-            return (None,)
-        return SUBJECTS
+        folders = tuple(subject for subject in SUBJECTS if (root / subject).is_dir())
+        if folders and (files := [file.name for split in ("train", "test") for file in root.glob(f"{split}[.-]*")]):
+            raise DataError(
+                f"data.path {self.path!r} has the file {files[0]} and the folder {folders[0]}, expected one of"
+                f" them: move the other away, as the same problems may be in both"
+            )
+        return folders or (None,)
 
 
 def final_result(text: str) -> str | None:
@@ -170,13 +177,14 @@ def final_result(text: str) -> str | None:
 def normal_form(result: str) -> str:
     """Writes a result such that most ways to write the same become equal.
 
-    Line breaks, spaces, `\\left`, `\\right`, degrees, dollar and percent signs, and units in `\\text{ ...}` go; so does
-    a name of at most two characters before the only `=`. `tfrac` and `dfrac` become `frac`, `\\frac12` and `1/2` become
-    `\\frac{1}{2}`, `\\sqrt3` becomes `\\sqrt{3}`, `.5` becomes `0.5`, and 0.5 alone a fraction. No value is computed.
+    Line breaks, spaces, `\\left`, `\\right`, degrees, `\\$`, `\\%` and units in `\\text{ ...}` go (a bare % stays);
+    so does a name of at most two characters before the only `=`. `tfrac` and `dfrac` become `frac`, `\\frac12` and
+    `1/2` become `\\frac{1}{2}`, `\\sqrt3` becomes `\\sqrt{3}`, `.5` becomes `0.5`, and 0.5 alone a fraction. No value
+    is computed.
     """
     for written, usual in SAME:
         result = result.replace(written, usual)
-    result = result.partition("\\text{ ")[0].replace("\\%", "").replace("%", "")
+    result = result.partition("\\text{ ")[0].replace("\\%", "")
     result = re.sub(r"^\.", "0.", result.replace(" .", " 0.").replace("{.", "{0."))
     name, equals, value = result.partition("=")
     if equals and "=" not in value and len(name) <= 2:

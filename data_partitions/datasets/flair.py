@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
-from data_partitions.images.data import ImageData, require_size, require_statistics
+from data_partitions.images.data import ImageData, require_statistics
 from data_partitions.images.encoded import EncodedImages, ImageCells, ImageFiles, cached_squares
 from data_partitions.reading.columns import find_files, is_local, load_columns
 from data_partitions.reading.hub import first_line
@@ -85,7 +86,7 @@ class FLAIR(DataSet):
         if test_split not in SPLITS[1:]:
             raise DataError(f"data.test_split is {test_split!r}, expected test or val: give one of them")
         self.path = path
-        self.image_size = require_size("image_size", image_size)
+        self.image_size = require_whole("data.image_size", image_size, 1, 224)
         self.augment = augment
         self.normalise = require_statistics(normalise)
         self.test_split = test_split

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +13,9 @@ import numpy as np
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
 from data_partitions.reading.columns import find_files, is_local, require_label_names
+from data_partitions.reading.labels import numbers_of
 from data_partitions.texts.rows import (
     columns_for_a_head,
-    numbers_of,
     read_rows,
     require_max_length,
     require_tokenizer,
@@ -108,6 +110,7 @@ class GLUE(DataSet):
             DataError: where the data are missing, broken, or hide their labels, or the tokenizer cannot be loaded.
         """
         tokenizer = require_tokenizer(self.tokenizer)
+        self._require_folder()
         # Both are read before anything is tokenised: what is wrong with the second one should show at once.
         train, validation = self._read("train"), self._read(self._evaluated_split())
         return TextData(
@@ -118,6 +121,16 @@ class GLUE(DataSet):
             pad_token_id=tokenizer.pad_token_id,
             metrics=TASKS[self.task].metrics,
         )
+
+    def _require_folder(self) -> None:
+        """Refuses the folder of another task: several tasks have the same columns and numbers of labels."""
+        root = Path(os.path.abspath(os.path.expanduser(self.path)))
+        named = root.name.lower()
+        if is_local(self.path) and named in TASKS and named != self.task and not (root / self.task).is_dir():
+            raise DataError(
+                f"data.path {self.path!r} is the folder of {named}, expected that of data.task {self.task}, or the one"
+                f" above: correct one of them"
+            )
 
     def _evaluated_split(self) -> str:
         """The name of the validation split, of which MNLI has two on the hub and may have one in a folder."""

@@ -33,9 +33,9 @@ class GSM8K(DataSet):
 
     A language model learns to write the solution, the calculator's annotations (`<<6*2=12>>`) and the final line
     `#### 12` included, behind `Question: ...` and `Answer:`, without examples in the prompt. Evaluated is whether the
-    number that its answer ends in is the right one: the first behind `####`; where there is none, the last behind
-    "The answer is", which MetaMathQA teaches; where there is none either, the last number of the text. Numbers are
-    compared exactly, 1,200.0 and $1200 being the same.
+    number that its answer ends in is the right one: the first directly behind a `####`; where there is none, the first
+    on the line of one; then the last behind "The answer is", which MetaMathQA teaches; then the last of the text.
+    Numbers are compared exactly, 1,200.0 and $1200 being the same.
 
     Unlike here, lm-evaluation-harness gives five examples with each question, counts the first number behind `####` and
     the last of the text as two metrics, compares numbers as texts, and also ends an answer at "Question:".
@@ -129,6 +129,9 @@ def final_number(text: str) -> Fraction | None:
     Commas between thousands, dollar and percent signs, and zeros and dots at the end change nothing; `3/4` is a number.
     """
     text = text.replace("$", "").replace("−", "-")
+    for mark in MARK.finditer(text):
+        if found := NUMBER.match(text, mark.end()):
+            return _value(found[0])
     for marks in (list(MARK.finditer(text)), list(SENTENCE.finditer(text))[::-1]):
         for mark in marks:
             line_end = text.find("\n", mark.end())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
 from data_partitions.reading.post_files import PostColumns, read_posts, require_posts
@@ -64,9 +65,11 @@ class Reddit(DataSet):
         cache: str = "~/.cache/fedsim",
     ) -> None:
         require_max_length(max_length, 256)
-        require_count("min_posts", min_posts, 5)
-        require_count("max_users", max_users, 1000)
-        require_count("max_test_examples", max_test_examples, 1000)
+        require_whole("data.min_posts", min_posts, 1, 5)
+        if max_users is not None:
+            require_whole("data.max_users", max_users, 1, 1000)
+        if max_test_examples is not None:
+            require_whole("data.max_test_examples", max_test_examples, 1, 1000)
         self.path = path
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -115,9 +118,3 @@ class Reddit(DataSet):
         import torch
 
         return {"input_ids": torch.from_numpy(cached_tokens(posts.texts, tokenizer, self.max_length, self.cache))}
-
-
-def require_count(key: str, given: int | None, example: int) -> None:
-    """Refuses a number for `data.KEY` that is no whole one of at least 1; None is none and passes."""
-    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
-        raise DataError(f"data.{key} is {given!r}, expected a whole number of at least 1: give e.g. {example}")

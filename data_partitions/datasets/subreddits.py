@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.dataset import DataSet, FederatedData
-from data_partitions.datasets.reddit import require_count
 from data_partitions.errors import DataError
 from data_partitions.reading.post_files import PostColumns, read_posts, require_posts
 from data_partitions.reading.posts import Posts, keep_users, most_frequent, take_evenly
@@ -65,10 +65,10 @@ class Subreddits(DataSet):
     ) -> None:
         require_max_length(max_length, 256)
         require_scoring(scoring)
-        require_count("users", users, 100)
-        require_count("max_test_examples", max_test_examples, 1000)
-        if isinstance(subreddits, bool) or not isinstance(subreddits, int) or subreddits < 2:
-            raise DataError(f"data.subreddits is {subreddits!r}, expected a whole number of at least 2: give e.g. 50")
+        require_whole("data.users", users, 1, 100)
+        require_whole("data.subreddits", subreddits, 2, 50)
+        if max_test_examples is not None:
+            require_whole("data.max_test_examples", max_test_examples, 1, 1000)
         self.path = path
         self.tokenizer = tokenizer
         self.scoring = scoring

@@ -9,11 +9,10 @@ import numpy as np
 
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.errors import DataError
-from data_partitions.reading.columns import require_label_names
+from data_partitions.reading.labels import names_or_integers, number_both, number_labels
 from data_partitions.texts.labels_as_text import require_scoring, written_labels
 from data_partitions.texts.rows import (
     columns_for_a_head,
-    numbers_of,
     read_rows,
     require_max_length,
     require_tokenizer,
@@ -24,9 +23,6 @@ from data_partitions.texts.tokens import TextData, cached_tokens
 if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
-
-MOST_LABELS = 100_000
-"""Integers from here on are no numbers of labels but something else, such as an id."""
 
 TextTask = Literal["text_classification", "text_to_text", "language_modelling"]
 
@@ -96,6 +92,8 @@ class Texts(DataSet):
             raise DataError(f"data.task is {task!r}, expected {', '.join(get_args(TextTask))}: give one of them")
         if label_column is None and task != "language_modelling":
             raise DataError(f"data.label_column is missing, expected the labels' column for {task}: give its name")
+        if test_split == "train":
+            raise DataError("data.test_split is 'train', which is trained on: give another split of the data set")
         require_scoring(scoring)
         require_max_length(max_length, 128)
         self.path = path
@@ -145,14 +143,14 @@ class Texts(DataSet):
         train = self._open("train", self.label_column, self.user_column)
         test = self._open(self.test_split, tested)
         names: tuple[str, ...] = ()
-        labels = test_labels = None
-        if self.label_column is not None:
-            names, labels = number_labels(train, self.label_column)
+        labels = test_labels = users = None
         if tested is not None:
-            if len(names) < 2:
-                raise DataError(f"train has the one label {names[0]!r}, expected two at least: give other data")
-            test_labels = number_alike(train, test, self.test_split, tested)
-        users = None if self.user_column is None else _values(train, "train", self.user_column)
+            names, labels, test_labels = number_both(train, test, self.test_split, tested)
+        elif self.label_column is not None:
+            names, labels = number_labels(train, self.label_column)
+        if self.user_column is not None:
+            cells = train.with_format("arrow")[:][self.user_column]
+            users = names_or_integers(cells, "train", self.user_column, "data.user_column")
         return names, self._rows(train, "train", labels), self._rows(test, self.test_split, test_labels), users
 
     def _open(self, split: str, *others: str | None) -> Dataset:
@@ -180,76 +178,3 @@ class Texts(DataSet):
             return {"input_ids": torch.from_numpy(cached_tokens(texts, tokenizer, self.max_length, self.cache))}, None
         assert rows.labels is not None
         return written_labels(tokenizer, texts, rows.labels, names, self.question, self.max_length, self.cache)
-
-
-def number_labels(train: Dataset, column: str) -> tuple[tuple[str, ...], np.ndarray]:
-    """Numbers the labels of the training split.
-
-    Args:
-        train: what `read_rows` returned.
-        column: the labels' column.
-
-    Returns:
-        The names of the labels, and the number of each row's, int64 (N,).
-
-    Raises:
-        DataError: for a number outside the names that the data declare, or outside 0 to 99,999 where they declare none;
-            or what is neither an integer nor a name.
-    """
-    declared = getattr(train.features[column], "names", None)
-    if declared is not None:
-        return tuple(declared), numbers_of(train, "train", column, len(declared))
-    values = _values(train, "train", column)
-    if values.dtype.kind == "U":
-        known, numbers = np.unique(values, return_inverse=True)
-        return tuple(known.tolist()), numbers.astype(np.int64)
-    numbers = numbers_of(train, "train", column, MOST_LABELS)
-    return tuple(str(number) for number in range(int(numbers.max()) + 1)), numbers
-
-
-def number_alike(train: Dataset, test: Dataset, split: str, column: str) -> np.ndarray:
-    """Numbers the labels of the test split as `number_labels` numbers those of the training split.
-
-    Args:
-        train: what `read_rows` returned.
-        test: likewise.
-        split: the test split's name, for errors.
-        column: the labels' column in both.
-
-    Returns:
-        The number of each row's label, int64 (N,).
-
-    Raises:
-        DataError: for names where the training split has integers or the other way round, names that are declared
-            otherwise, or a label that is neither declared nor in the training split.
-    """
-    declared = getattr(train.features[column], "names", None)
-    if declared is not None:
-        require_label_names(split, test, declared, column)
-        return numbers_of(test, split, column, len(declared))
-    values, known = _values(test, split, column), np.unique(_values(train, "train", column))
-    if values.dtype.kind != known.dtype.kind:
-        found, expected = ("names" if of.dtype.kind == "U" else "integers" for of in (values, known))
-        raise DataError(f"{split} column {column} holds {found}, expected {expected} as in train: write them alike")
-    places = np.searchsorted(known, values).clip(max=len(known) - 1)
-    unknown = np.flatnonzero(known[places] != values)
-    if len(unknown):
-        row = unknown[0]
-        raise DataError(
-            f"{split} label {values[row].item()!r} at row {row} has no example in train, expected one of its"
-            f" {len(known)} labels: correct or drop the row"
-        )
-    return places if known.dtype.kind == "U" else values
-
-
-def _values(found: Dataset, split: str, column: str) -> np.ndarray:
-    """A column of names or integers, (N,), as one of the two; labels and users are either."""
-    values = found.with_format("arrow")[:][column].to_pylist()
-    if isinstance(values[0], str):
-        if "" in values:
-            raise DataError(f"{split} column {column} is empty at row {values.index('')}, expected a name: fill it")
-        return np.array(values)
-    if isinstance(values[0], bool) or not isinstance(values[0], int):
-        kind = type(values[0]).__name__
-        raise DataError(f"{split} column {column} holds {kind}, expected names or integers: write them as such")
-    return np.array(values)

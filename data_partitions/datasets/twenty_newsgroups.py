@@ -8,10 +8,10 @@ import numpy as np
 
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.reading.columns import require_label_names
+from data_partitions.reading.labels import numbers_of
 from data_partitions.texts.labels_as_text import require_scoring, written_labels
 from data_partitions.texts.rows import (
     columns_for_a_head,
-    numbers_of,
     read_rows,
     require_max_length,
     require_tokenizer,

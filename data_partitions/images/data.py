@@ -23,24 +23,6 @@ PIXEL_STATISTICS = {
 """Mean and deviation of red, green and blue, on a scale of 0 to 1, that backbones were pretrained with."""
 
 
-def require_size(key: str, size: int) -> int:
-    """Checks a height and width in pixels.
-
-    Args:
-        key: what it is called behind `data.`.
-        size: what the user gave.
-
-    Returns:
-        The same.
-
-    Raises:
-        DataError: for anything but a whole number of at least 1.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DataError(f"data.{key} is {size!r}, expected a whole number of at least 1: give e.g. 224")
-    return size
-
-
 def require_statistics(name: str) -> str:
     """Checks the key data.normalise: returned where it is one of `PIXEL_STATISTICS`, a DataError for anything else."""
     if name not in PIXEL_STATISTICS:

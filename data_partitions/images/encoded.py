@@ -141,7 +141,7 @@ def cached_squares(images: EncodedImages, size: int, folder: str | Path) -> np.n
         for row, pixels in enumerate(decoders.map(square, range(first, first + len(rows)))):
             rows[row] = pixels
 
-    made_by = f"RGB squares Pillow {PIL.__version__}".encode()
+    made_by = f"upright 8-bit RGB squares Pillow {PIL.__version__}".encode()
     with ThreadPoolExecutor(DECODERS) as decoders:
         shape = (len(images), 3, size, size)
         return cached_rows(folder, "squares", chain([made_by], images.parts()), shape, "uint8", fill)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,12 +75,12 @@ def cached_images(
     """
     import PIL
 
-    made_by = f"RGB {size} Pillow {PIL.__version__}".encode()
+    made_by = f"upright 8-bit RGB {size} Pillow {PIL.__version__}".encode()
     return cached_array(folder, "images", chain([made_by], cells), lambda: decode_images(cells, size, name, paths))
 
 
 def decode_image(cell: bytes | None, where: str, square: int | None = None) -> np.ndarray:
-    """Decodes one image to RGB.
+    """Decodes one image to RGB, turned as its EXIF notes say; where these cannot be read it stays as it is stored.
 
     Args:
         cell: the content of a PNG, JPEG, ... file; None decodes to nothing and is refused.
@@ -91,19 +92,35 @@ def decode_image(cell: bytes | None, where: str, square: int | None = None) -> n
         uint8 (H, W, 3).
 
     Raises:
-        DataError: for an image that cannot be decoded.
+        DataError: for an image that cannot be decoded, or has more than 8 bits a channel in one grey channel, which
+            nothing says how to scale.
     """
     from PIL import Image, ImageOps
 
     try:
         with Image.open(io.BytesIO(cell or b"")) as image:
+            _require_bytes(image.mode, where)
+            image.load()
+            with suppress(Exception):  # Broken notes raise anything, and the pixels are whole.
+                ImageOps.exif_transpose(image, in_place=True)
             pixels = image.convert("RGB")
             return np.asarray(ImageOps.fit(pixels, (square, square)) if square else pixels)
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever their format's parser does.
         reason = " ".join(str(error).split()).split(" <_io", 1)[0] or type(error).__name__
         raise DataError(
             f"{where} cannot be decoded ({reason}), expected a whole PNG or JPEG: replace or drop it"
         ) from error
+
+
+def _require_bytes(mode: str, where: str) -> None:
+    """Refuses Pillow's modes of wide integers and floats, which it would clip at 255."""
+    if mode.startswith("I") or mode == "F":
+        raise DataError(
+            f"{where} has pixels of {'floats' if mode == 'F' else 'more than 8 bits'} (mode {mode}), expected 8 bits a"
+            f" channel: scale them to 0 to 255 and write it again"
+        )
 
 
 def draw_crop_flip(generator: np.random.Generator, shape: tuple[int, ...], padding: int = 4) -> dict[str, Tensor]:

@@ -3,33 +3,10 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
 
 import numpy as np
 
 from data_partitions.errors import DataError
-
-
-def require_whole(key: str, value: int, least: int, example: int) -> int:
-    """Checks a whole number that the user gave.
-
-    Args:
-        key: what it is called behind `partition.`.
-        value: what the user gave.
-        least: the smallest that is allowed.
-        example: one that would do, for the message.
-
-    Returns:
-        The same as an int of at least `least`.
-
-    Raises:
-        DataError: for anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise DataError(
-            f"partition.{key} is {value!r}, expected a whole number of at least {least}: give e.g. {example}"
-        )
-    return int(value)
 
 
 def require_alpha(alpha: float) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import log_gammas, require_alpha, require_whole, rows_by_label, whole_parts
+from data_partitions.partitioners.dealing import log_gammas, require_alpha, rows_by_label, whole_parts
 
 
 class Dirichlet(Partitioner):
@@ -30,7 +31,7 @@ class Dirichlet(Partitioner):
     """
 
     def __init__(self, clients: int = 100, alpha: float = 0.5) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
         self.alpha = require_alpha(alpha)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import require_whole
 from data_partitions.partitioners.iid import IID
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class FeatureSkew(Partitioner):
     def __init__(
         self, clients: int = 100, kind: Literal["noise", "rotation"] = "noise", strength: float | None = None
     ) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
         if kind not in STRENGTHS:
             raise DataError(f"partition.kind is {kind!r}, expected {' or '.join(STRENGTHS)}: give one of them")
         self.kind = kind

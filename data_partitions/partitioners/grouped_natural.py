@@ -6,9 +6,9 @@ import heapq
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import require_whole
 from data_partitions.partitioners.natural import number_users
 
 
@@ -28,7 +28,7 @@ class GroupedNatural(Partitioner):
     """
 
     def __init__(self, clients: int = 100) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Gives each client all examples of its users; see `Partitioner.split`.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import require_whole
 
 
 class IID(Partitioner):
@@ -23,7 +23,7 @@ class IID(Partitioner):
     """
 
     def __init__(self, clients: int = 100) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Deals every example once; see `Partitioner.split`. Neither labels' values nor users are looked at."""

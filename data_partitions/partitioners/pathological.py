@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import require_whole, rows_by_label
+from data_partitions.partitioners.dealing import rows_by_label
 
 SWAPS_PER_CLASS = 8
 """How often each class of a client is offered to another client, on average, until who holds what counts as random."""
@@ -30,8 +31,8 @@ class Pathological(Partitioner):
     """
 
     def __init__(self, clients: int = 100, classes_per_client: int = 2) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
-        self.classes_per_client = require_whole("classes_per_client", classes_per_client, 1, 2)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
+        self.classes_per_client = require_whole("partition.classes_per_client", classes_per_client, 1, 2)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Deals every example once; see `Partitioner.split`. Users are not looked at.

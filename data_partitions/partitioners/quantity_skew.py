@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.partition import Partition, Partitioner
 from data_partitions.partitioners.dealing import (
     dirichlet_shares,
     require_alpha,
     require_enough,
-    require_whole,
     whole_parts,
 )
 
@@ -32,9 +32,9 @@ class QuantitySkew(Partitioner):
     """
 
     def __init__(self, clients: int = 100, alpha: float = 0.5, min_examples: int = 1) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
         self.alpha = require_alpha(alpha)
-        self.min_examples = require_whole("min_examples", min_examples, 0, 1)
+        self.min_examples = require_whole("partition.min_examples", min_examples, 0, 1)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Deals every example once; see `Partitioner.split`. Neither labels' values nor users are looked at.

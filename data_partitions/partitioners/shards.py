@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.partition import Partition, Partitioner
-from data_partitions.partitioners.dealing import require_whole
 
 
 class Shards(Partitioner):
@@ -25,8 +25,8 @@ class Shards(Partitioner):
     """
 
     def __init__(self, clients: int = 100, shards_per_client: int = 2) -> None:
-        self.clients = require_whole("clients", clients, 1, 100)
-        self.shards_per_client = require_whole("shards_per_client", shards_per_client, 1, 2)
+        self.clients = require_whole("partition.clients", clients, 1, 100)
+        self.shards_per_client = require_whole("partition.shards_per_client", shards_per_client, 1, 2)
 
     def split(self, labels: np.ndarray, user: np.ndarray | None, generator: np.random.Generator) -> Partition:
         """Deals every example once; see `Partitioner.split`. Users are not looked at."""

@@ -44,6 +44,8 @@ PATH_EVENTS = (
     *("shutil.chown", "shutil.move", "shutil.rmtree", "sqlite3.connect"),
 )
 """Events of writing whose arguments are paths."""
+UNHEARD = ("mkfifo", "mknod")
+"""Functions of os that write without an event, and are taken away."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -179,6 +181,9 @@ def _steps(program: str, folder: str, walls: list[str], writing: int) -> Iterato
         os.dup2(null, standard)
     write(writing, token + " ".join(walls).encode() + b"\n")
     if "audit" in walls:
+        for module in (os, sys.modules["posix"]):
+            for name in UNHEARD:
+                vars(module).pop(name, None)
         sys.addaudithook(_audit_hook(folder, fail))
     return iter((run, report))
 
@@ -196,7 +201,7 @@ def _forget_this() -> None:
 
 def _audit_hook(folder: str, fail: Callable[[str], None]) -> Callable[[str, tuple[object, ...]], None]:
     """Makes the hook that ends the process at the first event that is refused, so that no `except` goes on."""
-    realpath, decode = os.path.realpath, os.fsdecode
+    realpath, decode, isdir = os.path.realpath, os.fsdecode, os.path.isdir
     inside, harmless, unix = folder + "/", (os.devnull, ":memory:"), 1
 
     def outside(path: object) -> bool:
@@ -207,7 +212,11 @@ def _audit_hook(folder: str, fail: Callable[[str], None]) -> Callable[[str, tupl
 
     def refused(event: str, args: tuple[object, ...]) -> bool:
         if event == "open":
-            return isinstance(args[2], int) and bool(args[2] & WRITES) and outside(args[0])
+            path, mode, flags = args
+            if not isinstance(flags, int) or not outside(path):
+                return False
+            # A folder that os.open has opened, which gives no mode, names files without their paths: dir_fd.
+            return bool(flags & WRITES) or (mode is None and isdir(path))  # type: ignore[arg-type]
         if event == "import":
             return args[0] in REFUSED_IMPORTS
         if event in PATH_EVENTS:

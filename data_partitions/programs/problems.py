@@ -56,7 +56,7 @@ class CodeProblem:
         return f"{self.before}{completion}\n{self.after}"
 
 
-def load_humaneval(path: str = "openai/openai_humaneval") -> tuple[CodeProblem, ...]:
+def load_humaneval(path: str = "openai/openai_humaneval", *, key: str = "data.path") -> tuple[CodeProblem, ...]:
     """Reads HumanEval.
 
     Source: Chen et al., "Evaluating Large Language Models Trained on Code", 2021.
@@ -64,6 +64,7 @@ def load_humaneval(path: str = "openai/openai_humaneval") -> tuple[CodeProblem, 
     Args:
         path: a folder that holds HumanEval.jsonl.gz (or a file `test`, as in a clone from the hub), such a file, or a
             hub id.
+        key: by which key the user named the path, for errors.
 
     Returns:
         164 problems, in the file's order.
@@ -72,14 +73,16 @@ def load_humaneval(path: str = "openai/openai_humaneval") -> tuple[CodeProblem, 
         DataError: where the data are missing or malformed.
     """
     names = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    rows = _read(path, "HumanEval", "test", names, None)
+    rows = _read(path, "HumanEval", "test", names, None, key)
     return tuple(
         CodeProblem(task, prompt, reference, before=prompt, after=f"{test}\ncheck({entry_point})\n")
         for task, prompt, reference, test, entry_point in rows
     )
 
 
-def load_mbpp(path: str = "google-research-datasets/mbpp", split: str = "test") -> tuple[CodeProblem, ...]:
+def load_mbpp(
+    path: str = "google-research-datasets/mbpp", split: str = "test", *, key: str = "data.path"
+) -> tuple[CodeProblem, ...]:
     """Reads one split of MBPP, in its full version.
 
     Source: Austin et al., "Program Synthesis with Large Language Models", 2021.
@@ -88,6 +91,7 @@ def load_mbpp(path: str = "google-research-datasets/mbpp", split: str = "test") 
         path: a folder that holds mbpp.jsonl with all 974 problems (or files named after the splits, as in a clone from
             the hub), such a file, or a hub id.
         split: "test" (500 problems), "train" (374), "validation" (90) or "prompt" (10, to show to the model).
+        key: by which key the user named the path, for errors.
 
     Returns:
         The problems of the split, in the file's order. Their prompts show all tests but none of the challenging ones.
@@ -99,11 +103,9 @@ def load_mbpp(path: str = "google-research-datasets/mbpp", split: str = "test") 
         raise DataError(f"split is {split!r}, expected one of {', '.join(MBPP_SPLITS)}: give one of them")
     first, last = MBPP_SPLITS[split]
     names = ("task_id", "text", "code", "test_setup_code", "test_list")
-    rows = [row for row in _read(path, "mbpp", split, names, "full") if first <= row[0] <= last]
+    rows = [row for row in _read(path, "mbpp", split, names, "full", key) if first <= row[0] <= last]
     if not rows:
-        raise DataError(
-            f"data.path {path!r} has no task_id from {first} to {last}, expected {split}'s: give all of MBPP"
-        )
+        raise DataError(f"{key} {path!r} has no task_id from {first} to {last}, expected {split}'s: give all of MBPP")
     problems = []
     for task, text, code, setup, tests in rows:
         shown, reference = "\n".join(tests), code.replace("\r\n", "\n")
@@ -140,20 +142,20 @@ def _cut(text: str, ends: tuple[str, ...], start: int = 0) -> str:
     return text[: min((at for end in ends if (at := text.find(end, start)) >= 0), default=len(text))]
 
 
-def _read(path: str, own_name: str, split: str, names: tuple[str, ...], config: str | None) -> list[tuple]:
+def _read(path: str, own_name: str, split: str, names: tuple[str, ...], config: str | None, key: str) -> list[tuple]:
     """The rows of a split; also out of a file under the name that its makers gave it, which is not a split's."""
     root = Path(path).expanduser()
     if is_local(path) and root.is_file():
         split = root.name.partition(".")[0]
     elif is_local(path) and any(root.glob(f"{own_name}.*")):
         split = own_name
-    table = load_columns(path, split, names, config=config).to_dict()
+    table = load_columns(path, split, names, config=config, key=key).to_dict()
     for name in names:
         expected = {"task_id": str if own_name == "HumanEval" else int, "test_list": list}.get(name, str)
         wrong = next((row for row, value in enumerate(table[name]) if not isinstance(value, expected)), None)
         if wrong is not None:
             raise DataError(
-                f"data.path {path!r} has {table[name][wrong]!r} in {name!r} at row {wrong}, expected a"
+                f"{key} {path!r} has {table[name][wrong]!r} in {name!r} at row {wrong}, expected a"
                 f" {expected.__name__}: give {own_name} as it was published"
             )
     return list(zip(*(table[name] for name in names), strict=True))

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -144,21 +143,3 @@ def run_program(program: str, limits: Limits = Limits(), walls: Sequence[str] = 
 def passes(program: str, limits: Limits = Limits()) -> bool:
     """Tells whether a program runs through its last line; see `run_program`."""
     return run_program(program, limits).passed
-
-
-def judge(programs: Sequence[str], limits: Limits = Limits(), at_once: int = 2) -> list[bool]:
-    """Tells of each program whether it runs through its last line.
-
-    Args:
-        programs: the texts.
-        limits: what each may use.
-        at_once: how many run at a time, at least 1; about the number of free cores.
-
-    Returns:
-        One answer for each, in order.
-
-    Raises:
-        DataError: as `run_program`.
-    """
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda program: passes(program, limits), programs))

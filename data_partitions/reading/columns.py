@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_partitions.errors import DataError
 from data_partitions.reading.hub import first_line, load_from_hub
@@ -27,7 +27,22 @@ SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".csv")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_columns(path: str, split: str, columns: Sequence[str], *, config: str | None = None) -> Dataset:
+class _Names(NamedTuple):
+    """Columns to read: those that must be there, and those that may."""
+
+    required: list[str]
+    optional: list[str]
+
+
+def load_columns(
+    path: str,
+    split: str,
+    columns: Sequence[str],
+    *,
+    config: str | None = None,
+    optional: Sequence[str] = (),
+    key: str = "data.path",
+) -> Dataset:
     """Reads some columns of one split.
 
     A folder's file of a split is `train.parquet`, its shards `train-00000-of-00002.parquet` and so on, in the folder
@@ -44,6 +59,8 @@ def load_columns(path: str, split: str, columns: Sequence[str], *, config: str |
         columns: the names of the columns to read.
         config: which of a data set's configurations, such as "sst2" of GLUE. In a local folder it is the folder of
             this name; where there is none, what lies in `path` itself is taken for it, and nothing further below.
+        optional: the names of columns that are read too where the data have them, in every row then.
+        key: by which key the user named the path, for errors.
 
     Returns:
         These columns, in this order; a local file's are in memory. A column of labels whose names the data know is a
@@ -53,17 +70,16 @@ def load_columns(path: str, split: str, columns: Sequence[str], *, config: str |
         DataError: if there is nothing under `path` (the hub is given 3 seconds), no file for the split, a column is
             missing or lacks a value, or a file is broken; for an image folder see `read_image_folder`.
     """
-    names = list(dict.fromkeys(columns))
+    names = _Names(list(dict.fromkeys(columns)), list(dict.fromkeys(name for name in optional if name not in columns)))
     if is_local(path):
-        return _read_local(find_files(path, split, config), names)
+        return _read_local(find_files(path, split, config, key=key), names)
     if not HUB_ID.fullmatch(path):
         raise DataError(
-            f"data.path {path!r} is no folder here and no hub id, expected a local folder or owner/name: correct it"
+            f"{key} {path!r} is no folder here and no hub id, expected a local folder or owner/name: correct it"
         )
-    found = load_from_hub(path, config, split)
-    _require(f"data.path {path!r}", found.column_names, names)
-    chosen = found.select_columns(names)
-    _require_values(f"data.path {path!r}, {split},", chosen.with_format("arrow")[:])
+    found = load_from_hub(path, config, split, key=key)
+    chosen = found.select_columns(_choose(f"{key} {path!r}", found.column_names, names))
+    _require_values(f"{key} {path!r}, {split},", chosen.with_format("arrow")[:])
     return chosen
 
 
@@ -93,13 +109,14 @@ def is_local(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or os.path.exists(path)
 
 
-def find_files(path: str, split: str, config: str | None = None) -> list[Path]:
+def find_files(path: str, split: str, config: str | None = None, *, key: str = "data.path") -> list[Path]:
     """Finds a split's files.
 
     Args:
         path: a local folder or file, `~` allowed.
         split: the split's name.
         config: as in `load_columns`.
+        key: as in `load_columns`.
 
     Returns:
         One file, or all shards in order, all of one format; or the one folder that holds the split's class folders.
@@ -109,23 +126,21 @@ def find_files(path: str, split: str, config: str | None = None) -> list[Path]:
     """
     root = Path(os.path.expanduser(path))
     if not root.exists():
-        raise DataError(f"data.path {path!r} does not exist, expected a folder of files such as {split}.parquet")
+        raise DataError(f"{key} {path!r} does not exist, expected a folder of files such as {split}.parquet")
     try:
         if config and (root / config).is_dir():
             path, root, config = os.path.join(path, config), root / config, None
         found = _find_groups(root, split, below=not config)
     except OSError as error:
-        raise DataError(
-            f"data.path {path!r} cannot be listed ({first_line(error)}): correct its permissions"
-        ) from error
+        raise DataError(f"{key} {path!r} cannot be listed ({first_line(error)}): correct its permissions") from error
     if len(found) > 1:
         raise DataError(
-            f"data.path {path!r} holds {split} in {len(found)} folders, {found[0][0].parent.name} and"
+            f"{key} {path!r} holds {split} in {len(found)} folders, {found[0][0].parent.name} and"
             f" {found[1][0].parent.name} among them, expected one: give that folder's path"
         )
     if not found:
         raise DataError(
-            f"data.path {path!r} has no file for the split {split}, expected {split}{' or '.join(SUFFIXES)}, or images"
+            f"{key} {path!r} has no file for the split {split}, expected {split}{' or '.join(SUFFIXES)}, or images"
             f" as {split}/CLASS NAME/FILE.png{f', in it or in its folder {config}' if config else ''}: rename one"
         )
     return found[0]
@@ -169,14 +184,14 @@ def _check_shards(folder: Path, numbers: list[tuple[str, str]]) -> None:
         )
 
 
-def _read_local(files: list[Path], columns: list[str]) -> Dataset:
+def _read_local(files: list[Path], names: _Names) -> Dataset:
     import pyarrow
     from datasets import Dataset
 
     if files[0].is_dir():
-        _require(str(files[0]), IMAGE_COLUMNS, columns)
-        return Dataset(read_image_folder(files[0], columns))
-    tables = [_read_file(file, columns) for file in files]
+        return Dataset(read_image_folder(files[0], _choose(str(files[0]), IMAGE_COLUMNS, names)))
+    tables = [_read_file(file, names) for file in files]
+    _require_alike(files, tables)
     try:
         return Dataset(pyarrow.concat_tables(tables, promote_options="permissive"))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
@@ -186,13 +201,13 @@ def _read_local(files: list[Path], columns: list[str]) -> Dataset:
         ) from error
 
 
-def _read_file(file: Path, columns: list[str]) -> pyarrow.Table:
+def _read_file(file: Path, names: _Names) -> pyarrow.Table:
     """Reads columns of one file and holds them to being there."""
     import pyarrow
 
     reader = {".parquet": _read_parquet, ".csv": _read_csv}.get(file.suffix, _read_jsonl)
     try:
-        table = reader(file, columns)
+        table = reader(file, names)
     except (pyarrow.ArrowException, OSError, EOFError, zlib.error) as error:
         kind = "".join(file.suffixes[-2:] if file.suffix == ".gz" else file.suffixes[-1:])
         raise DataError(
@@ -202,30 +217,28 @@ def _read_file(file: Path, columns: list[str]) -> pyarrow.Table:
     return table
 
 
-def _read_parquet(file: Path, columns: list[str]) -> pyarrow.Table:
+def _read_parquet(file: Path, names: _Names) -> pyarrow.Table:
     from pyarrow import parquet
 
     with parquet.ParquetFile(file) as source:
-        _require(str(file), source.schema_arrow.names, columns)
+        columns = _choose(str(file), source.schema_arrow.names, names)
         return source.read(columns).select(columns)
 
 
-def _read_csv(file: Path, columns: list[str]) -> pyarrow.Table:
+def _read_csv(file: Path, names: _Names) -> pyarrow.Table:
     from pyarrow import csv
 
     # Texts may hold line breaks, and an empty text is one; an empty number is a missing value.
     table = csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True))
-    _require(str(file), table.column_names, columns)
-    return table.select(columns)
+    return table.select(_choose(str(file), table.column_names, names))
 
 
-def _read_jsonl(file: Path, columns: list[str]) -> pyarrow.Table:
+def _read_jsonl(file: Path, names: _Names) -> pyarrow.Table:
     import pyarrow
 
     rows = list(_json_rows(file))
-    _require(str(file), list(dict.fromkeys(name for row in rows for name in row)), columns)
     table = {}
-    for name in columns:
+    for name in _choose(str(file), list(dict.fromkeys(name for row in rows for name in row)), names):
         try:
             table[name] = pyarrow.array([row.get(name) for row in rows])
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # A lone surrogate is a ValueError.
@@ -255,7 +268,9 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _require(where: str, present: Sequence[str], columns: list[str]) -> None:
+def _choose(where: str, present: Sequence[str], names: _Names) -> list[str]:
+    """Which columns to read of those that are present."""
+    columns = names.required + [name for name in names.optional if name in present]
     missing = [name for name in columns if name not in present]
     twice = [name for name in columns if list(present).count(name) > 1]
     if twice:
@@ -263,6 +278,17 @@ def _require(where: str, present: Sequence[str], columns: list[str]) -> None:
     if missing:
         there = ", ".join(map(repr, present)) or "none"
         raise DataError(f"{where} has no column {missing[0]!r}, it has {there}: rename the column or give other data")
+    return columns
+
+
+def _require_alike(files: list[Path], tables: list[pyarrow.Table]) -> None:
+    """Refuses shards of which some have an optional column and others do not."""
+    for name in dict.fromkeys(name for table in tables for name in table.column_names):
+        lacking = [file for file, table in zip(files, tables, strict=True) if name not in table.column_names]
+        if lacking:
+            raise DataError(
+                f"{lacking[0]} has no column {name!r}, which another shard has, expected it in all: write them again"
+            )
 
 
 def _require_values(where: str, table: pyarrow.Table) -> None:

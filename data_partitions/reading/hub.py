@@ -46,13 +46,14 @@ def probe_hub(ask: Callable[[], object]) -> str | None:
     return failures[0] if failures else f"no answer within {PROBE_SECONDS:g} s"
 
 
-def load_from_hub(path: str, config: str | None, split: str) -> Dataset:
+def load_from_hub(path: str, config: str | None, split: str, key: str = "data.path") -> Dataset:
     """Loads a split from the hub, or where that does not answer what `datasets` prepared on an earlier day.
 
     Args:
         path: a hub id, `owner/name`.
         config: which of the data set's configurations, or None for its only one.
         split: the split's name.
+        key: by which key the user named the path, for errors.
 
     Returns:
         The split, all columns.
@@ -71,12 +72,12 @@ def load_from_hub(path: str, config: str | None, split: str) -> Dataset:
     except Exception as error:  # The hub, the network, the disk and every file format raise their own.
         if failure and isinstance(error, ConnectionError):
             raise DataError(
-                f"data.path {path!r} is no folder here, not in the cache, and cannot be had from the hub ({failure}):"
-                f" give downloaded files with --data.path FOLDER"
+                f"{key} {path!r} is no folder here, not in the cache, and cannot be had from the hub ({failure}):"
+                f" give downloaded files with --{key} FOLDER"
             ) from error
         raise DataError(
-            f"data.path {path!r} cannot be loaded ({type(error).__name__}: {first_line(error)}):"
-            f" give another id, or downloaded files with --data.path FOLDER"
+            f"{key} {path!r} cannot be loaded ({type(error).__name__}: {first_line(error)}):"
+            f" give another id, or downloaded files with --{key} FOLDER"
         ) from error
     return found
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 from data_partitions.errors import DataError
 from data_partitions.reading.columns import SUFFIXES, find_files, is_local, load_columns
 from data_partitions.reading.hub import load_from_hub
+from data_partitions.reading.labels import names_or_integers
 from data_partitions.reading.leaf import leaf_files, read_leaf
 from data_partitions.reading.posts import Posts, hold_out_last_tenth, without_removed
 
@@ -82,8 +80,8 @@ def _has_test(path: str) -> bool:
 
 def _read_columns(path: str, split: str, columns: PostColumns) -> Posts:
     """The posts of a split, from the columns that there are."""
-    optional = [name for name in (columns.subreddit, columns.created) if name in _column_names(path, split)]
-    table = load_columns(path, split, [columns.user, columns.text, *optional]).with_format("arrow")[:]
+    optional = (columns.subreddit, columns.created)
+    table = load_columns(path, split, [columns.user, columns.text], optional=optional).with_format("arrow")[:]
     texts = table[columns.text].to_pylist()
     if texts and not isinstance(texts[0], str):
         raise DataError(
@@ -92,21 +90,14 @@ def _read_columns(path: str, split: str, columns: PostColumns) -> Posts:
         )
     return Posts(
         texts,
-        _names(split, columns.user, table, "--data.user_column", numbers=True),
-        _names(split, columns.subreddit, table, "--data.subreddit_column") if columns.subreddit in optional else None,
-        _times(split, columns.created, table) if columns.created in optional else None,
+        names_or_integers(table[columns.user], split, columns.user, "data.user_column"),
+        _subreddits(split, columns.subreddit, table) if columns.subreddit in table.column_names else None,
+        _times(split, columns.created, table) if columns.created in table.column_names else None,
     )
 
 
-def _names(split: str, column: str, table: pyarrow.Table, option: str, numbers: bool = False) -> np.ndarray:
-    """A column of names, or of whole numbers where they will do."""
-    found = np.array(table[column].to_pylist())
-    if len(found) and found.dtype.kind not in ("Ui" if numbers else "U"):
-        raise DataError(
-            f"{split} column {column} holds {table[column].type}, expected names{' or whole numbers' * numbers}: name"
-            f" another column with {option}"
-        )
-    return found
+def _subreddits(split: str, column: str, table: pyarrow.Table) -> np.ndarray:
+    return names_or_integers(table[column], split, column, "data.subreddit_column", names=True)
 
 
 def _times(split: str, column: str, table: pyarrow.Table) -> np.ndarray:
@@ -126,19 +117,3 @@ def _times(split: str, column: str, table: pyarrow.Table) -> np.ndarray:
             f" --data.created_column"
         ) from error
     return times
-
-
-def _column_names(path: str, split: str) -> list[str]:
-    """What columns there are, by the first file and its first row; a file that is broken is for others to name."""
-    from pyarrow import parquet
-
-    if not is_local(path):
-        return list(load_from_hub(path, None, split).column_names)
-    file = find_files(path, split)[0]
-    try:
-        if file.suffix == ".parquet":
-            return list(parquet.read_schema(file).names)
-        with gzip.open(file, "rt") if file.suffix == ".gz" else file.open() as lines:
-            return next(csv.reader(lines)) if file.suffix == ".csv" else list(json.loads(next(lines)))
-    except Exception:  # every format has its own errors, and `load_columns` words them
-        return []

@@ -17,6 +17,9 @@ CodeTest = Literal["humaneval", "mbpp"]
 TASK = "Create a Python script for this problem:\n{}"
 """Source: Luo et al. 2024, WizardCoder, and EvalPlus, which ask models tuned on instructions so."""
 
+TEST_PATH = "data.test_path"
+"""The key that names the problems, for errors."""
+
 
 def require_code_test(test: str) -> None:
     """Refuses a word for the problems to be tested on that is none of `CodeTest`, with a DataError."""
@@ -36,7 +39,7 @@ def read_problems(test: CodeTest, path: str | None, examples: int | None) -> tup
         DataError: where they are missing or malformed.
     """
     load = load_humaneval if test == "humaneval" else load_mbpp
-    return (load() if path is None else load(path))[:examples]
+    return (load(key=TEST_PATH) if path is None else load(path, key=TEST_PATH))[:examples]
 
 
 def asked_of(test: CodeTest, problems: tuple[CodeProblem, ...]) -> Pairs:

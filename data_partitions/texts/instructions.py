@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
+from data_partitions.texts.continuing import cached_continuations, continuation, tokens_before
 from data_partitions.texts.rows import read_rows, texts_of
 from data_partitions.texts.tokens import NO_TOKEN, TextData, cached_tokens, with_answers
 from data_partitions.texts.writing import Writing
@@ -33,15 +35,17 @@ class Pairs:
         questions: one text a row; made into prompts before tokens are made of them.
         answers: as many.
         classes: the category of each, int64 (N,), zeros where there are none.
+        names: of the categories, in the order of their numbers; empty where there are none.
     """
 
     questions: list[str]
     answers: list[str]
     classes: np.ndarray
+    names: tuple[str, ...] = ()
 
     def first(self, rows: int | None) -> Pairs:
         """Returns the first so many rows, all for None."""
-        return Pairs(self.questions[:rows], self.answers[:rows], self.classes[:rows])
+        return Pairs(self.questions[:rows], self.answers[:rows], self.classes[:rows], self.names)
 
     def ask(self, prompt: Callable[[str], str]) -> Pairs:
         """Returns the same with every question made into a prompt."""
@@ -66,7 +70,12 @@ def as_instruction(instruction: str, given: str = "") -> str:
 
 
 def read_pairs(
-    path: str, split: str, columns: tuple[str, str], category: str | None = None, config: str | None = None
+    path: str,
+    split: str,
+    columns: tuple[str, str],
+    category: str | None = None,
+    config: str | None = None,
+    key: str = "data.path",
 ) -> Pairs:
     """Reads questions, answers and perhaps their categories.
 
@@ -76,20 +85,22 @@ def read_pairs(
         columns: of questions and of answers.
         category: the column of categories, which are numbered in sorted order; None for zeros.
         config: as `load_columns` takes it.
+        key: what the path was given as, for messages.
 
     Raises:
         DataError: where the data are missing, broken or no texts, and for a split without rows.
     """
-    found = read_rows(path, split, [*columns, *([] if category is None else [category])], config)
+    found = read_rows(path, split, [*columns, *([] if category is None else [category])], config, key=key)
     questions, answers = (texts_of(found, split, column) for column in columns)
     if category is None:
         return Pairs(questions, answers, np.zeros(len(questions), dtype=np.int64))
-    return Pairs(questions, answers, numbered(texts_of(found, split, category)))
+    return Pairs(questions, answers, *numbered(texts_of(found, split, category)))
 
 
-def numbered(categories: Sequence[str]) -> np.ndarray:
-    """Numbers the names of categories in sorted order, int64 (N,)."""
-    return np.unique(np.array(categories), return_inverse=True)[1].astype(np.int64)
+def numbered(categories: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Numbers the names of categories in sorted order; returns the numbers, int64 (N,), and the names."""
+    names, numbers = np.unique(np.array(categories), return_inverse=True)
+    return numbers.astype(np.int64), tuple(names.tolist())
 
 
 def read_metamath(path: str) -> Pairs:
@@ -103,7 +114,7 @@ def read_metamath(path: str) -> Pairs:
     Args:
         path: a hub id such as meta-math/MetaMathQA, or a local folder with a file `train` (see `load_columns`).
     """
-    return read_pairs(path, "train", ("query", "response"), "type")
+    return read_pairs(path, "train", ("query", "response"), "type", key="data.train_path")
 
 
 def require_written(max_length: int, max_new_tokens: int, samples: int, temperature: float) -> None:
@@ -113,7 +124,7 @@ def require_written(max_length: int, max_new_tokens: int, samples: int, temperat
         DataError: for the first of them.
     """
     Writing(None, lambda row, text: False, max_new_tokens, samples, temperature)
-    _require_whole("max_length", max_length, 512)
+    require_whole("data.max_length", max_length, 1, 512)
     if max_length < max_new_tokens + LEAST_PROMPT:
         raise DataError(
             f"data.max_length is {max_length}, expected at least {max_new_tokens + LEAST_PROMPT}, which leaves"
@@ -124,7 +135,7 @@ def require_written(max_length: int, max_new_tokens: int, samples: int, temperat
 def require_test_examples(test_examples: int | None) -> None:
     """Refuses a number of test examples that is neither None nor 1 or more, with a DataError."""
     if test_examples is not None:
-        _require_whole("test_examples", test_examples, 100)
+        require_whole("data.test_examples", test_examples, 1, 100)
 
 
 def instruction_data(
@@ -151,28 +162,57 @@ def instruction_data(
         writing: how answers are written and judged; None where they are not.
         metrics: by which the answers are scored, if they are written.
 
+    Returns:
+        The data; their notes tell how many questions and answers were cut.
+
     Raises:
         DataError: as `instruction_columns`.
     """
     import torch
 
     layout = (closing, max_length, max_new_tokens, cache)
-    rows = {"row": torch.arange(len(test.questions))}
+    learned, cut_in_train = instruction_columns(tokenizer, train, *layout)
+    asked, cut_in_test = instruction_columns(tokenizer, test, *layout)
     return TextData(
-        train=instruction_columns(tokenizer, train, *layout),
-        test=instruction_columns(tokenizer, test, *layout) | rows,
-        label_names=(),
+        train=learned,
+        test=asked | {"row": torch.arange(len(test.questions))},
+        label_names=train.names,
         task="generation",
         classes=train.classes,
         pad_token_id=tokenizer.pad_token_id,
         metrics=metrics if writing is not None else (),
         writing=writing,
+        notes=(*cut_in_train.notes("training", "training"), *cut_in_test.notes("test", "reference")),
     )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much of a split did not fit.
+
+    Attributes:
+        rows: of the split.
+        questions: so many lost their end.
+        answers: so many lost their end, or the end of text behind it.
+    """
+
+    rows: int
+    questions: int
+    answers: int
+
+    def notes(self, questions: str, answers: str) -> Iterator[str]:
+        """Says so, a line for each that there is, given a word for whose questions and answers they are."""
+        if self.questions:
+            yield f"{self.questions:,} of {self.rows:,} {questions} questions lost their end; raise data.max_length"
+        if self.answers:
+            yield (
+                f"{self.answers:,} of {self.rows:,} {answers} answers are longer than data.max_new_tokens and were cut"
+            )
 
 
 def instruction_columns(
     tokenizer: Any, pairs: Pairs, closing: str, max_length: int, max_new_tokens: int, cache: str | Path
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Cut]:
     """Lays out prompts and answers, the answers in the last columns with the end of text behind them.
 
     A prompt has room for max_length - max_new_tokens tokens, whatever its answer's length, as a written answer may be
@@ -190,7 +230,7 @@ def instruction_columns(
 
     Returns:
         `input_ids` int32 (N, Q + K), `NO_TOKEN` before a prompt and behind an answer, and `labels` int64 (N, K), K at
-        most max_new_tokens.
+        most max_new_tokens; and what was cut.
 
     Raises:
         DataError: for a tokenizer that ends every text, or lengths without room for a question.
@@ -198,8 +238,8 @@ def instruction_columns(
     import torch
 
     tokenizer.truncation_side = "right"
-    before, room = _tokens_before(tokenizer), max_length - max_new_tokens
-    kept = np.array(tokenizer(closing, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    before, room = tokens_before(tokenizer), max_length - max_new_tokens
+    kept = np.array(continuation(closing, tokenizer), dtype=np.int32)
     if room <= before + len(kept):
         raise DataError(
             f"data.max_length is {max_length}, expected at least {max_length - room + before + len(kept) + 1} for a"
@@ -213,37 +253,22 @@ def instruction_columns(
         prompts[too_long, room - len(kept) :] = kept
     lead = "" if closing[-1:].isspace() else " "
     texts = [f"{lead}{answer}" for answer in pairs.answers]
-    answers = cached_tokens(texts, tokenizer, before + max_new_tokens, cache)[:, before:]
-    inputs, labels = with_answers(prompts, _with_end(answers, tokenizer.eos_token_id, max_new_tokens))
-    return {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+    answers = cached_continuations(texts, tokenizer, before, max_new_tokens + 1, cache)
+    ended, cut = _with_end(answers, tokenizer.eos_token_id, max_new_tokens)
+    inputs, labels = with_answers(prompts, ended)
+    columns = {"input_ids": torch.from_numpy(inputs), "labels": torch.from_numpy(labels)}
+    return columns, Cut(len(texts), int(too_long.sum()), cut)
 
 
-def _tokens_before(tokenizer: Any) -> int:
-    """How many tokens the tokenizer puts before every text; one that also puts some behind is refused."""
-    added: list[int] = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
-    before = added.index(0)
-    if any(added[before:]):
-        raise DataError(
-            "data.tokenizer puts a token behind every text, expected none, as an answer is to follow: set add_eos_token"
-            " to false in its tokenizer_config.json, or give another"
-        )
-    return before
-
-
-def _with_end(answers: np.ndarray, end: int | None, longest: int) -> np.ndarray:
-    """Puts the end of text behind every answer that leaves room for it, int32 (N, K)."""
+def _with_end(answers: np.ndarray, end: int | None, longest: int) -> tuple[np.ndarray, int]:
+    """Puts the end of text behind every answer that leaves room for it, int32 (N, K); also tells how many do not."""
     lengths = (answers != NO_TOKEN).sum(1)
     # An empty answer is the end of text already where the tokenizer puts nothing before it, see `cached_tokens`.
     done = (lengths == 1) & (answers[:, :1] == end).any(1)
     needed = lengths + (0 if end is None else ~done)
     ended = np.full((len(answers), max(1, min(int(needed.max()), longest))), NO_TOKEN, dtype=np.int32)
-    ended[:, : answers.shape[1]] = answers
+    ended[:, : answers.shape[1]] = answers[:, : ended.shape[1]]
     if end is not None:
         rows = np.flatnonzero((lengths < needed) & (needed <= longest))
         ended[rows, lengths[rows]] = end
-    return ended
-
-
-def _require_whole(name: str, value: int, example: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise DataError(f"data.{name} is {value!r}, expected a whole number of at least 1: give e.g. {example}")
+    return ended, int((needed > longest).sum())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_partitions.errors import DataError
+from data_partitions.texts.continuing import tokens_before
 from data_partitions.texts.tokens import cached_tokens, pad_rows, with_answers
 
 if TYPE_CHECKING:
@@ -62,11 +63,12 @@ def written_labels(
         `FederatedData.choices` takes them.
 
     Raises:
-        DataError: if max_length leaves no token for the text, a name is empty, or one name's tokens are another's or
-            their beginning, so that the two could not be told apart.
+        DataError: if the tokenizer puts a token behind every text, max_length leaves no token for the text, a name is
+            empty, or one name's tokens are another's or their beginning, so that the two could not be told apart.
     """
     import torch
 
+    tokens_before(tokenizer)  # refuses one that ends every text, which would end it before the question
     asked = np.array(tokenizer(question, add_special_tokens=False)["input_ids"], dtype=np.int32)
     answers = _answers(tokenizer, label_names)
     choices = pad_rows(answers, max(map(len, answers)))

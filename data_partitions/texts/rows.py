@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
 from data_partitions.reading.columns import load_columns
 from data_partitions.texts.tokens import cached_pairs, cached_tokens, load_tokenizer
@@ -30,11 +31,7 @@ def require_max_length(max_length: int, example: int) -> None:
     Raises:
         DataError: if it is no whole number of at least 8.
     """
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < LEAST_TOKENS:
-        raise DataError(
-            f"data.max_length is {max_length!r}, expected a whole number of at least {LEAST_TOKENS}:"
-            f" give e.g. {example}"
-        )
+    require_whole("data.max_length", max_length, LEAST_TOKENS, example)
 
 
 def require_tokenizer(path: str | None) -> Any:
@@ -54,15 +51,17 @@ def require_tokenizer(path: str | None) -> Any:
     return load_tokenizer(path)
 
 
-def read_rows(path: str, split: str, columns: Sequence[str], config: str | None = None) -> Dataset:
+def read_rows(
+    path: str, split: str, columns: Sequence[str], config: str | None = None, *, key: str = "data.path"
+) -> Dataset:
     """Reads columns of a split that has rows; as `load_columns`, whose errors it raises.
 
     Raises:
         DataError: if there are no rows.
     """
-    found = load_columns(path, split, columns, config=config)
+    found = load_columns(path, split, columns, config=config, key=key)
     if len(found) == 0:
-        raise DataError(f"data.path {path!r} has no rows in {split}, expected at least one: check its files")
+        raise DataError(f"{key} {path!r} has no rows in {split}, expected at least one: check its files")
     return found
 
 
@@ -84,36 +83,6 @@ def texts_of(found: Dataset, split: str, column: str) -> list[str]:
     if not isinstance(texts[0], str):
         raise DataError(f"{split} column {column} holds {type(texts[0]).__name__}, expected texts: give other data")
     return texts
-
-
-def numbers_of(found: Dataset, split: str, column: str, labels: int, advice: str = "correct it") -> np.ndarray:
-    """The numbers of labels in a column.
-
-    Args:
-        found: what `read_rows` returned.
-        split: the split's name, for errors.
-        column: the column's name.
-        labels: how many labels there are.
-        advice: what to do about a number outside, for errors.
-
-    Returns:
-        int64 (N,), 0 to labels - 1.
-
-    Raises:
-        DataError: if the column holds something else.
-    """
-    numbers: np.ndarray = found.with_format("arrow")[:][column].to_numpy()
-    if not np.issubdtype(numbers.dtype, np.integer):
-        raise DataError(
-            f"{split} column {column} holds {numbers.dtype}, expected integers 0 to {labels - 1}: number the labels"
-        )
-    outside = np.flatnonzero((numbers < 0) | (numbers >= labels))
-    if len(outside):
-        row = outside[0]
-        raise DataError(
-            f"{split} label {numbers[row]} at row {row} is outside the expected 0 to {labels - 1}: {advice}"
-        )
-    return numbers.astype(np.int64)
 
 
 def columns_for_a_head(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NO_TOKEN = -1
 """What stands in stored columns where a row has no token."""
+
+SLICE = 10_000
+"""How many texts a tokenizer is given at a time."""
 
 IGNORED = -100
 """What stands in token labels where nothing is to be predicted, as in transformers and torch."""
@@ -111,8 +114,10 @@ def cached_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, folder:
     """
 
     def tokenize() -> np.ndarray:
-        found = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-        return _lay_out(found, tokenizer)
+        return _stack(
+            _lay_out(tokenizer(list(some), truncation=True, max_length=max_length)["input_ids"], tokenizer)
+            for some in _slices(texts)
+        )
 
     made_by = _made_by(tokenizer, max_length)
     parts = (part.encode(errors="surrogatepass") for part in chain([made_by], texts))
@@ -140,22 +145,23 @@ def cached_pairs(
     """
 
     @cache
-    def tokenize() -> Any:
-        pairs = (list(texts), list(others))
-        return tokenizer(*pairs, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
-
-    def lay_out_types() -> np.ndarray:
-        tokens = _lay_out(tokenize()["input_ids"], tokenizer)
-        types = np.zeros(tokens.shape, dtype=np.int8)
-        for row, found in enumerate(tokenize()["token_type_ids"]):
-            types[row, : len(found)] = found
-        return types
+    def tokenize() -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and their types, int8, made together."""
+        tokens, types = [], []
+        for pair in zip(_slices(texts), _slices(others), strict=True):
+            options = {"truncation": "longest_first", "max_length": max_length, "return_token_type_ids": True}
+            found = tokenizer(*map(list, pair), **options)
+            tokens.append(_lay_out(found["input_ids"], tokenizer))
+            types.append(np.zeros(tokens[-1].shape, dtype=np.int8))
+            for row, kinds in enumerate(found["token_type_ids"]):
+                types[-1][row, : len(kinds)] = kinds
+        return _stack(tokens), _stack(types, behind=0)
 
     made_by = _made_by(tokenizer, max_length)
     parts = [part.encode(errors="surrogatepass") for part in chain(["pairs", made_by], texts, others)]
-    columns = {"input_ids": cached_array(folder, "tokens", parts, lambda: _lay_out(tokenize()["input_ids"], tokenizer))}
+    columns = {"input_ids": cached_array(folder, "tokens", parts, lambda: tokenize()[0])}
     if "token_type_ids" in tokenizer.model_input_names:
-        columns["token_type_ids"] = cached_array(folder, "types", parts, lay_out_types)
+        columns["token_type_ids"] = cached_array(folder, "types", parts, lambda: tokenize()[1])
     return columns
 
 
@@ -166,13 +172,37 @@ def _made_by(tokenizer: Any, max_length: int) -> str:
     rules = tokenizer.backend_tokenizer
     rules.no_truncation()
     rules.no_padding()
-    return f"{tokenizers.__version__} {max_length} {tokenizer.truncation_side} {rules.to_str()}"
+    # What is written out does not say whether the names of special tokens, found in a text, are these tokens.
+    asked = f"{max_length} {tokenizer.truncation_side} {bool(tokenizer.split_special_tokens)} {_end(tokenizer)}"
+    return f"{tokenizers.__version__} {asked} {rules.to_str()}"
+
+
+def _slices(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cuts texts into slices: what a tokenizer returns takes far more room than an array of its tokens."""
+    for first in range(0, len(texts), SLICE):
+        yield texts[first : first + SLICE]
+
+
+def _end(tokenizer: Any) -> int:
+    """What an empty text becomes where the tokenizer adds nothing to it."""
+    end: int = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return end
 
 
 def _lay_out(found: Sequence[list[int]], tokenizer: Any) -> np.ndarray:
     """Rows of tokens as one array; a row without any becomes the end-of-text token."""
-    end = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    return pad_rows([tokens or [end] for tokens in found], max(1, *map(len, found)))
+    return pad_rows([tokens or [_end(tokenizer)] for tokens in found], max(1, *map(len, found)))
+
+
+def _stack(pieces: Iterable[np.ndarray], behind: int = NO_TOKEN) -> np.ndarray:
+    """Puts arrays of different widths on top of each other, filled at the right."""
+    made = list(pieces)
+    shape = sum(map(len, made)), max(piece.shape[1] for piece in made)
+    stacked, first = np.full(shape, behind, dtype=made[0].dtype), 0
+    for piece in made:
+        stacked[first : first + len(piece), : piece.shape[1]] = piece
+        first += len(piece)
+    return stacked
 
 
 def pad_rows(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from data_partitions.checks import require_whole
 from data_partitions.errors import DataError
+from data_partitions.texts.continuing import text_behind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,10 +36,8 @@ class Writing:
     temperature: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "samples"):
-            given = getattr(self, name)
-            if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-                raise DataError(f"data.{name} is {given!r}, expected a whole number of at least 1: give e.g. 1")
+        require_whole("data.max_new_tokens", self.max_new_tokens, 1, 256)
+        require_whole("data.samples", self.samples, 1, 1)
         if not self.temperature >= 0:
             raise DataError(f"data.temperature is {self.temperature!r}, expected 0 or more: give e.g. 0.8")
         if self.samples > 1 and self.temperature == 0:
@@ -71,5 +71,4 @@ class Writing:
 
     def _text(self, answer: list[int]) -> str:
         end = answer.index(self.end_token_id) if self.end_token_id in answer else len(answer)
-        text: str = self.tokenizer.decode(answer[:end], skip_special_tokens=True)
-        return text
+        return text_behind(answer[:end], self.tokenizer)

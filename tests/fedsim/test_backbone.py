@@ -261,7 +261,7 @@ def test_a_silent_hub_is_given_three_seconds(hub: Path, monkeypatch: pytest.Monk
         point_at(monkeypatch, listener.getsockname()[1])
         start = time.monotonic()
         message = refusal("owner/name")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15  # and not 46, on a busy machine either
     assert "--backbone.path FOLDER" in message
 
 

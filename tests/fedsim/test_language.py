@@ -165,7 +165,10 @@ class Words:
 
     eos_token_id = 2
 
-    def decode(self, tokens: list[int], skip_special_tokens: bool) -> str:
+    def __call__(self, text: str, **_: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+    def decode(self, tokens: list[int], **_: bool) -> str:
         return " ".join(map(str, tokens))
 
 

@@ -73,6 +73,12 @@ def make_posts_long(folder: Path) -> None:
     write_posts(folder, [{"text": "moon " * 99, "label": 1}] * 40)
 
 
+def write_problems(folder: Path) -> None:
+    save_gpt2(folder)
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text(json.dumps({"question": "moon", "answer": "#### 7"}) + "\n")
+
+
 def make_posts_too_long_for_roberta(folder: Path) -> None:
     save_roberta(folder, 34)
     make_posts_long(folder)
@@ -151,6 +157,12 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
         make_posts_too_long_for_roberta,
         f"{POSTED} --data.task text_classification --data.max_length 33",
         ("train has texts of 33 tokens", "reads at most 32", "lower data.max_length"),
+    ),
+    "answers to be written past the backbone's last position": (
+        write_problems,
+        "--data GSM8K --data.path here --backbone.path here --data.max_new_tokens 29 --partition.clients 1"
+        " --cohort_size 1",
+        ("test has questions of 4 tokens", "up to 29", "reads at most 32", "lower data.max_new_tokens"),
     ),
     "a model that reads ahead": (
         lambda here: save_roberta(here, 300),

@@ -371,7 +371,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     finally:
         if lock is not None:
             lock.release()
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 10  # a quarter of a second where nothing else runs
     out, err = capsys.readouterr()
     assert (status, out) == (row.status, "")
     assert err.startswith("fedsim: ")

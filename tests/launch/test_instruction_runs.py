@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "entry_point": "two",
     }
     write(here / "gsm8k/train.jsonl", rows * 16)
-    write(here / "gsm8k/test.jsonl", [*rows, {"question": "the moon", "answer": "fast\n#### 8"}])
+    write(here / "gsm8k/test.jsonl", [*rows, {"question": "the moon", "answer": "fast fast fast fast\n#### 8"}])
     asked = f"Create a Python script for this problem:\n{HEAD}"
     write(here / "code/train.jsonl", [{"instruction": asked, "input": "", "output": program}] * 8)
     write(here / "tests/HumanEval.jsonl", [problem, problem | {"task_id": "HumanEval/1", "entry_point": "three"}])
@@ -64,10 +64,12 @@ def run(folder: Path, preset: str, name: str, run_dir: Path, *more: str) -> list
         return list(csv.DictReader(file))
 
 
-def test_gsm8k_is_learned_and_scored(folder: Path, tmp_path: Path) -> None:
+def test_gsm8k_is_learned_and_scored(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(folder, "lora_gsm8k", "gsm8k", tmp_path / "run", "--rounds", "5", "--data.max_new_tokens", "6")
     scores = [float(row["exact_match"]) for row in rows]
     assert len(scores) == 2
+    note = "1 of 3 reference answers are longer than data.max_new_tokens and were cut"
+    assert note in capsys.readouterr().out.splitlines()
     assert scores[0] == 0
     assert scores[-1] == pytest.approx(2 / 3), "it writes the one answer that it has learned"
     assert list(rows[0])[5:7] == ["exact_match", "loss"]

@@ -39,7 +39,7 @@ SAME = [
     (r"\frac12", r"\dfrac{1}{2}", "1/2", "0.5", ".5", r"x=\tfrac12"),
     (r"\frac1{72}", r"\frac{1}{72}", "1/72", "k = 1/72"),
     (r"3\sqrt2", r"3 \sqrt{2}"),
-    ("90", r"90^\circ", r"90^{\circ}", r"90\%", "90%", r"\$90", r"90\text{ degrees}", "\n90\\!"),
+    ("90", r"90^\circ", r"90^{\circ}", r"90\%", r"\$90", r"90\text{ degrees}", "\n90\\!"),
     ("(1,2)", r"\left( 1, 2 \right)"),
     ("0.25", ".25"),
 ]
@@ -52,7 +52,7 @@ def test_ways_to_write_the_same(written: tuple[str, ...]) -> None:
 
 def test_results_that_differ_stay_different() -> None:
     every = [normal_form(group[0]) for group in SAME]
-    others = ["2", "-2", r"\frac{2}{1}", "1.0", "1", "abc=2", "a/b", "01/2", "", r"\frac", r"\sqrt"]
+    others = ["90%", "2", "-2", r"\frac{2}{1}", "1.0", "1", "abc=2", "a/b", "01/2", "", r"\frac", r"\sqrt"]
     assert len({*every, *map(normal_form, others)}) == len(every) + len(others)
 
 
@@ -114,8 +114,22 @@ def test_a_folder_of_all_seven_subjects(tmp_path: Path) -> None:
     assert data.classes.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert data.writing is not None
     assert data.writing.is_right(6, r"\boxed{11}")
+    assert data.label_names[:2] == ("Algebra", "Counting_And_Probability")
     (tmp_path / "geometry" / "test.jsonl").unlink()
     with pytest.raises(DataError, match="geometry"):
+        load(tmp_path)
+
+
+def test_some_subjects_are_read_once_and_not_beside_files(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "algebra", split, ROWS[1:])
+        write(tmp_path / "geometry", split, ROWS[:1])
+    data = load(tmp_path)
+    assert data.classes is not None
+    assert (data.label_names, data.classes.tolist()) == (("Algebra", "Geometry"), [0, 1])
+    assert data.test["row"].tolist() == [0, 1]
+    write(tmp_path, "test", ROWS)
+    with pytest.raises(DataError, match=r"has the file test.jsonl and the folder algebra, expected one of them"):
         load(tmp_path)
 
 

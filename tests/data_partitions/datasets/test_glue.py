@@ -103,7 +103,7 @@ def test_mnli_has_two_validation_splits(folder: Path) -> None:
 def test_the_hub_is_asked_for_the_task_and_its_split(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_from_hub(path: str, config: str | None, split: str) -> Dataset:
+    def load_from_hub(path: str, config: str | None, split: str, key: str) -> Dataset:
         asked.append((path, config, split))
         return Dataset.from_list([{**ROWS[str(config)], "label": 0, "idx": 0}])
 
@@ -139,6 +139,20 @@ def test_other_data_are_refused(folder: Path) -> None:
     Dataset.from_dict({"sentence": ["a"], "label": [0]}, features=features).to_parquet(folder / "sst2/train.parquet")
     with pytest.raises(DataError, match=r"train, has 2 classes, label 0 being 'positive', expected 'negative'"):
         load(folder, "sst2")
+
+
+def test_the_folder_of_another_task_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTE has MRPC's columns, and as many labels; the task's own folder counts, also inside such a one."""
+    for path in (folder / "rte", f"{folder / 'rte'}/"):
+        with pytest.raises(DataError, match=r"rte/?' is the folder of rte, expected that of data.task mrpc") as caught:
+            load(folder, "mrpc", path=str(path))
+        assert "\n" not in str(caught.value)
+    monkeypatch.chdir(folder / "rte")
+    with pytest.raises(DataError, match=r"data.path '\.' is the folder of rte"):
+        load(folder, "mrpc", path=".")
+    assert load(folder, "mrpc", path=str(folder / "mrpc")).test["labels"].tolist() == LABELS["validation"]
+    shutil.copytree(folder / "mrpc", folder / "rte/mrpc")
+    assert load(folder, "mrpc", path=str(folder / "rte")).test["labels"].tolist() == LABELS["validation"]
 
 
 def test_refuses_arguments(folder: Path) -> None:

@@ -38,6 +38,9 @@ needs_real = pytest.mark.skipif(not (REAL / "gsm8k").is_dir(), reason="the real 
         ("#### 18\n\nQuestion: how many?\nAnswer: 7\n#### 7", 18),
         ("The answer is 5 * 3 = 15.\n#### 15", 15),
         ("#### none\nThe answer is: 4", 4),
+        ("#### Step 1: 3+4=7\n#### 7", 7),
+        ("#### Step 1: 3+4=7\n####$ -8", -8),
+        ("#### Total: 9\nor 7", 9),
         ("First, the answer is 3. No: The answer is: 3/4", Fraction(3, 4)),
         ("The answer is $0.50.", Fraction(1, 2)),
         ("the answer is .5", Fraction(1, 2)),
@@ -151,6 +154,8 @@ def test_the_real_answers_are_right_and_empty_ones_are_not(tmp_path: Path) -> No
 
 class Repeats(nn.Module):
     """A language model that writes down what it is told to, some rows at each call."""
+
+    generation_config: Any = None
 
     def __init__(self, answers: Tensor, vocabulary: int) -> None:
         super().__init__()

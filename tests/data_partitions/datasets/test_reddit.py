@@ -205,17 +205,26 @@ def test_a_hub_id(tmp_path: Path, words: Path, splits: tuple[str, ...], monkeypa
     ("rows", "message"),
     [
         ([{"user": "a", "text": "b"}], "train.jsonl has no column 'user_id', it has 'user', 'text'"),
-        ([{"user_id": 1.5, "text": "b"}], "column user_id holds double, expected names or whole numbers: name another"),
+        (
+            [{"user_id": 1.5, "text": "b"}],
+            "column user_id holds double, expected names or integers: .* --data.user_column",
+        ),
         (
             [{"user_id": 1, "text": 5}],
             "train column text holds int, expected texts: name another",
         ),
-        ([{"user_id": 1, "text": "b", "subreddit": 3}], "column subreddit holds int64, expected names: name another"),
+        (
+            [{"user_id": 1, "text": "b", "subreddit": 3}],
+            "column subreddit holds int64, expected names: .* --data.subreddit_column",
+        ),
         ([{"user_id": 1, "text": "b", "created": "noon"}], "created holds string, expected numbers or times"),
         ([{"user_id": 1, "text": "b", "created": [1]}], "created holds list<.*>, expected numbers or times"),
         ([{"user_id": 1, "text": "[deleted]"}], "leaves no posts to train on, expected at least one"),
         ([{"user_id": 1, "text": "a"}, {"user_id": 2, "text": "b"}], "leaves no posts to test on, expected at least"),
         ([{"user_id": None, "text": "a"}], "train.jsonl has no 'user_id' at row 0"),
+        ([{"user_id": "", "text": "a"}], "train column user_id is empty at row 0, expected a name"),
+        # A column that the first post lacks is there all the same.
+        ([{"user_id": 1, "text": "a"}, {"user_id": 1, "text": "b", "created": 5}], "has no 'created' at row 0"),
     ],
 )
 def test_refuses_malformed_rows(tmp_path: Path, words: Path, rows: list[Row], message: str) -> None:

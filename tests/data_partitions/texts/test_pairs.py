@@ -53,6 +53,14 @@ def test_the_types_say_which_text_a_token_is_of(tokenizer: Any, tmp_path: Path) 
     np.testing.assert_array_equal(columns["token_type_ids"], [[0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 1, 0]])
 
 
+def test_slices_make_no_difference(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = cached_pairs(FIRST, SECOND, tokenizer, 8, tmp_path / "whole")
+    monkeypatch.setattr("data_partitions.texts.tokens.SLICE", 3)
+    for name, column in cached_pairs(FIRST, SECOND, tokenizer, 8, tmp_path / "cut").items():
+        np.testing.assert_array_equal(column, whole[name])
+        assert column.dtype == whole[name].dtype
+
+
 def test_a_tokenizer_that_names_no_types_gets_none(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     assert set(cached_pairs(FIRST, SECOND, tokenizer, 50, tmp_path / "cache")) == {"input_ids"}

@@ -75,6 +75,37 @@ def test_what_a_tokenizer_did_before_does_not_matter(words: Path, tmp_path: Path
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_slices_make_no_difference(words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens under the same name, though each slice has its own longest text."""
+    tokenizer = load_tokenizer(str(words))
+    whole = cached_tokens(TEXTS, tokenizer, 5, tmp_path / "whole")
+    monkeypatch.setattr(text, "SLICE", 2)
+    asked = []
+    call = type(tokenizer).__call__
+    monkeypatch.setattr(type(tokenizer), "__call__", lambda *a, **k: asked.append(len(a[1])) or call(*a, **k))
+    for texts, slices in ((TEXTS, [2, 2]), (TEXTS[::-1][:3], [2, 1])):
+        asked.clear()
+        cut = cached_tokens(texts, tokenizer, 5, tmp_path / "cut")
+        assert asked == slices
+        np.testing.assert_array_equal(cut, whole if texts is TEXTS else whole[::-1][:3])
+        assert cut.dtype == np.int32
+    assert {file.name for file in (tmp_path / "whole").iterdir()} <= {
+        file.name for file in (tmp_path / "cut").iterdir()
+    }
+
+
+def test_what_the_rules_do_not_say_makes_other_files(words: Path, tmp_path: Path) -> None:
+    """Whether a special token's name in a text is that token, and what an empty text becomes."""
+    tokenizer = load_tokenizer(str(words))
+    assert cached_tokens(["moon[end]"], tokenizer, 5, tmp_path / "cache").tolist() == [[2, 12, 3]]
+    tokenizer.split_special_tokens = True
+    assert cached_tokens(["moon[end]"], tokenizer, 5, tmp_path / "cache").tolist() == [[2, 1]]
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    assert cached_tokens([""], tokenizer, 5, tmp_path / "cache").tolist() == [[3]]
+    tokenizer.eos_token = "moon"
+    assert cached_tokens([""], tokenizer, 5, tmp_path / "cache").tolist() == [[12]]
+
+
 def test_an_empty_text_is_its_end(words: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(words))
     tokenizer.backend_tokenizer.post_processor = processors.Sequence([])  # none that puts a token before every text
