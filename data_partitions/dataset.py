@@ -64,6 +64,8 @@ class FederatedData:
             examples = _count_rows(split, columns)
             if self.label_names and self.task not in WITHOUT_NUMBERED_LABELS:
                 _check_labels(split, columns, len(self.label_names))
+            if self.choices is not None:
+                _check_choices(split, columns, self.choices)
             if split == "train":
                 _check_length("user", self.user, examples)
                 _check_length("classes", self.classes, examples)
@@ -122,6 +124,18 @@ def _check_length(name: str, values: np.ndarray | None, examples: int) -> None:
     """Refuses what is not one value per training example."""
     if values is not None and values.shape != (examples,):
         raise DataError(f"{name} has shape {values.shape}, expected ({examples},): give one value per train row")
+
+
+def _check_choices(split: str, columns: dict[str, Tensor], choices: np.ndarray) -> None:
+    """Refuses an answer that is no choice, which would pass for the first one."""
+    import torch
+
+    possible = torch.from_numpy(choices).long().clamp(min=-1)
+    given = columns["labels"].clamp(min=-1).unique(dim=0)
+    known = (given[:, None] == possible).all(-1).any(1) if given.shape[1] == possible.shape[1] else given[:, 0] < -1
+    if not bool(known.all()):
+        answer = given[~known][0].tolist()
+        raise DataError(f"{split} has the answer {answer}, in tokens, which is none of the choices: give them all")
 
 
 def _check_labels(split: str, columns: dict[str, Tensor], names: int) -> None:

@@ -86,6 +86,8 @@ def load_backbone(
     _settle(backbone, name)
     if AUTO_CLASSES[task] is AutoModelForCausalLM:
         _require_causal(backbone)
+        if task != "language_modelling":
+            _require_positions(backbone)
     if task == "text_classification":
         _ensure_pad_token(backbone, pad_token_id)
     return backbone
@@ -244,6 +246,22 @@ def _require_causal(backbone: PreTrainedModel) -> None:
         raise ConfigurationError(
             f"backbone.path {backbone.name_or_path!r} is a {type(backbone).__name__} that reads texts in both "
             "directions; expected a language model that writes from left to right, or another task (data.task)"
+        )
+
+
+@torch.no_grad()
+def _require_positions(backbone: PreTrainedModel) -> None:
+    """Refuses a model that counts positions its own way: a question's padding would be part of its answer's scores."""
+    plain = {"input_ids": [[1, 2, 3]], "position_ids": [[0, 1, 2]], "attention_mask": [[1, 1, 1]]}
+    padded = {"input_ids": [[0, 1, 2, 3]], "position_ids": [[0, 0, 1, 2]], "attention_mask": [[0, 1, 1, 1]]}
+    first, other = (
+        backbone(**{name: torch.tensor(value) for name, value in inputs.items()}).logits[0, -1]
+        for inputs in (plain, padded)
+    )
+    if float((first - other).abs().max()) > 0.05 * float(first.abs().max()):
+        raise ConfigurationError(
+            f"backbone.path {backbone.name_or_path!r} is a {type(backbone).__name__} that counts positions from the "
+            "padding on; expected a language model that takes position_ids, such as GPT-2 or Llama"
         )
 
 

@@ -28,7 +28,9 @@ def _multiclass(kind: str, average: str) -> Score:
 def _binary_f1(logits: Tensor, labels: Tensor) -> Tensor:
     from torchmetrics.functional.classification import binary_f1_score
 
-    return binary_f1_score(logits.argmax(-1), labels)
+    said, there = logits.argmax(-1) == 1, labels == 1
+    # Rows without label 1 in which nobody says it are no failure to find it.
+    return binary_f1_score(said, there) if (said | there).any() else torch.tensor(torch.nan)
 
 
 def _matthews(logits: Tensor, labels: Tensor) -> Tensor:
@@ -88,10 +90,16 @@ def _multilabel(kind: str, average: str) -> Score:
 
         # As probabilities, since torchmetrics takes logits for such only where one lies outside of 0 to 1.
         compute = getattr(classification, f"multilabel_{kind}")
-        found: Tensor = compute(logits.sigmoid(), labels, logits.shape[-1], average=average)
+        found: Tensor = compute(logits.double().sigmoid(), labels, logits.shape[-1], average=average)
         return found
 
     return score
+
+
+def _macro_f1(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean over the labels that occur or are said, in a large split all; torchmetrics counts others as 0."""
+    found = _multilabel("f1_score", "none")(logits, labels)
+    return found[((labels == 1) | (logits > 0)).any(0)].mean()
 
 
 def _average_precision(logits: Tensor, labels: Tensor) -> Tensor:
@@ -103,7 +111,7 @@ def _average_precision(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 MULTI_LABEL_METRICS: dict[str, Score] = {
-    "macro_f1": _multilabel("f1_score", "macro"),
+    "macro_f1": _macro_f1,
     "micro_f1": _multilabel("f1_score", "micro"),
     "average_precision": _average_precision,
 }

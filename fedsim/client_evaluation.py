@@ -55,14 +55,15 @@ class ClientEvaluator:
         """Evaluates every client's own vector, after it trained on from the server's. Every worker must call it.
 
         Args:
-            trained: this worker's clients, which are those at position rank, rank + count, ... of `clients`.
+            trained: this worker's clients, which are those at position rank, rank + count, ... of `clients`. Between
+                two of them the backbone's parameters are loaded anew.
             workers: who shares the work.
 
         Returns:
             personal/METRIC, _worst_10 and _best_10.
         """
         found: dict[int, dict[str, Tensor]] = {}
-        for done in list(trained):  # all first, as an evaluation loads into what a trainer may be using
+        for done in trained:
             cut = self._rows[done.job.client].split(self._evaluator.batch_size)
             parts = list(self._evaluator.outputs(done.vector, cut))
             found[done.job.position] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -80,11 +81,14 @@ class ClientEvaluator:
                 for at in range(len(lengths))
             ]
         )
-        ordered = np.sort(values)[:: 1 if self._higher else -1]  # worst first
-        few = max(1, round(EXTREME * len(values)))
+        # A client on whose examples the metric says nothing is left out: no text of two tokens, no label to find.
+        known = values[~np.isnan(values)]
+        known = known if len(known) else values
+        ordered = np.sort(known)[:: 1 if self._higher else -1]  # worst first
+        few = max(1, round(EXTREME * len(known)))
         name = f"{view}/{self._metric}"
         return {
-            name: float(values.mean()),
+            name: float(known.mean()),
             f"{name}_worst_10": float(ordered[:few].mean()),
             f"{name}_best_10": float(ordered[-few:].mean()),
         }

@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from math import comb, exp
+from math import comb, exp, inf
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,10 @@ IGNORED = -100
 
 LOSS_ROWS = 8
 """Rows whose long answers are scored in one forward, as their logits are large; more are written at once."""
+QUESTION_PLACES = 32
+"""What the keys and values of a question that is kept are reckoned to weigh, in rows of logits."""
+WRITING_PLACES = 64
+"""What the keys and values of an answer that is being written are reckoned to weigh, in rows of logits."""
 
 
 class LanguageModelling:
@@ -40,10 +45,10 @@ class LanguageModelling:
         return {"sums": sums, "counts": counts}
 
     def metrics(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """Returns the perplexity, at least 1, and the mean loss of a token."""
+        """Returns the perplexity, at least 1, and the mean loss of a token; NaN for rows that predict none."""
         # In float64 and in order: the sum of a long split would lose digits in float32.
-        loss = float(outputs["sums"].double().sum() / outputs["counts"].sum().clamp(min=1))
-        return {"perplexity": exp(min(loss, 700.0)), "loss": loss}
+        loss = float(outputs["sums"].double().sum() / outputs["counts"].sum())  # NaN where nothing was predicted
+        return {"perplexity": exp(loss) if loss < 700 else loss * inf, "loss": loss}
 
     def by_class(self, outputs: Mapping[str, Tensor]) -> None:
         """Returns none: tokens are no classes."""
@@ -121,8 +126,9 @@ class TextToText:
         return None if self._choices is None else accuracy_by_class(outputs["scores"], outputs["right"])
 
     def places(self, columns: Mapping[str, Tensor]) -> int:
-        """Returns the length of the longest answer."""
-        return columns["labels"].shape[1] + 1
+        """Returns the length of the longest answer; with choices not less than what a kept question weighs."""
+        length = columns["labels"].shape[1] + 1
+        return length if self._choices is None else max(length, QUESTION_PLACES)
 
 
 class Generation:
@@ -168,8 +174,8 @@ class Generation:
         """Returns none: answers are no classes."""
 
     def places(self, columns: Mapping[str, Tensor]) -> int:
-        """Returns the number of samples, which are written together; losses are taken of a few rows at a time."""
-        return 1 if self._writing is None else self._writing.samples
+        """Returns what a row's samples weigh, which are written together; losses are taken of a few rows at a time."""
+        return 1 if self._writing is None else WRITING_PLACES * self._writing.samples
 
     def _pass_at(self, right: Sequence[int], k: int) -> float:
         assert self._writing is not None
@@ -216,6 +222,7 @@ def choice_scores(backbone: nn.Module, batch: Batch, choices: Tensor) -> Tensor:
         use_cache=True,
     )
     first = at_least_float32(read.logits).log_softmax(-1)
+    kept = getattr(read, "past_key_values", None)
     behind = torch.arange(width - 1, device=choices.device)
     places = {
         "attention_mask": torch.cat([present, present.new_ones(rows, width - 1)], dim=1),
@@ -226,19 +233,30 @@ def choice_scores(backbone: nn.Module, batch: Batch, choices: Tensor) -> Tensor:
         spread = first
         if width > 1:  # a choice's last token predicts nothing
             told = choice[:-1].clamp(min=0).expand(rows, -1)
-            logits = backbone(input_ids=told, past_key_values=read.past_key_values, use_cache=True, **places).logits
+            logits = backbone(input_ids=told, past_key_values=kept, use_cache=True, **places).logits
             spread = torch.cat([first, at_least_float32(logits).log_softmax(-1)], dim=1)
-            read.past_key_values.crop(1 - width)
+            _cut(kept, width - 1, backbone)
         found = spread.gather(-1, choice.clamp(min=0).expand(rows, -1)[..., None])[..., 0]
         scores.append(found.masked_fill(choice == IGNORED, 0).sum(-1))
     return torch.stack(scores, dim=1)
+
+
+def _cut(kept: Any, tokens: int, backbone: nn.Module) -> None:
+    """Takes the last tokens out of the keys and values that a model keeps, which not every kind of model can."""
+    try:
+        kept.crop(-tokens)
+    except (AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"{type(backbone).__name__} cannot go back to a question that it has read ({error}), which scoring by "
+            "likelihood needs; give data.scoring generation, or another --backbone.path"
+        ) from error
 
 
 def write(backbone: nn.Module, batch: Batch, writing: Writing) -> Tensor:
     """Lets a language model answer the questions of a batch.
 
     Samples are drawn from a generator that is seeded by the batch's first row, so neither workers nor what happened
-    before change them; the global random state stays as it is.
+    before change them, and every evaluation of every run draws alike; the global random state stays as it is.
 
     Args:
         backbone: a transformers language model.
@@ -263,7 +281,7 @@ def write(backbone: nn.Module, batch: Batch, writing: Writing) -> Tensor:
         **(drawn if writing.temperature else {"do_sample": False}),
     )
     devices = [question.device] if question.device.type == "cuda" else []
-    model: Any = backbone
+    model: Any = backbone.get_base_model() if isinstance(backbone, PeftModel) else backbone
     # transformers fills what is not said with the checkpoint's own habits, such as a penalty for repetition.
     habits, model.generation_config = model.generation_config, GenerationConfig()
     try:

@@ -66,7 +66,7 @@ class ClientOptions:
         require("client.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         require("client.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
-        require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or none")
+        require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or null")
         require("client.pack", self.pack, self.pack >= 1, "1 or more")
 
 
@@ -120,7 +120,7 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         require("evaluation.held_out", self.held_out, 0 <= self.held_out < 1, "a number in [0, 1)")
-        require("evaluation.clients", self.clients, self.clients is None or self.clients >= 1, "1 or more, or none")
+        require("evaluation.clients", self.clients, self.clients is None or self.clients >= 1, "1 or more, or null")
         require("evaluation.local_epochs", self.local_epochs, self.local_epochs >= 0, "0 or more")
         require(
             "evaluation.local_epochs",

@@ -5,7 +5,7 @@ of the round only what travelled to them.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.checkpoint import Checkpoint, save_checkpoint
-from fedsim.client import Trainer
+from fedsim.client import Trained, Trainer
 from fedsim.client_evaluation import ClientEvaluator
 from fedsim.codec import VALUE_DTYPES, decode, encode
 from fedsim.data import FederatedData
@@ -31,6 +31,9 @@ from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.server import initial_state, restore_state, snapshot
 from fedsim.sparse import SparseVector
 from fedsim.transport import Workers
+
+PERSONAL_CLIENTS = 20
+"""How many clients train on before they are evaluated: their vectors are held that long."""
 
 
 class Partition(Protocol):
@@ -230,9 +233,21 @@ def _evaluate_clients(experiment: Experiment, vector: Tensor, round: int, worker
     metrics = evaluator.evaluate(vector, workers)
     if epochs:
         mine = list(enumerate(evaluator.clients))[workers.rank :: workers.count]
-        jobs = [_personal_job(experiment, round, at, client, vector) for at, client in mine]
-        metrics |= evaluator.evaluate_personal(experiment.trainer.train(jobs), workers)
+        metrics |= evaluator.evaluate_personal(_personal_vectors(experiment, round, mine, vector), workers)
     return metrics
+
+
+def _personal_vectors(
+    experiment: Experiment, round: int, clients: Sequence[tuple[int, int]], vector: Tensor
+) -> Iterator[Trained]:
+    """Trains clients, given as (position, client), on from a vector; a few are held at a time."""
+    for first in range(0, len(clients), PERSONAL_CLIENTS):
+        few = clients[first : first + PERSONAL_CLIENTS]
+        jobs = [_personal_job(experiment, round, at, client, vector) for at, client in few]
+        # All of the few first, as an evaluation between two of them would load into what the trainer is using.
+        for trained in list(experiment.trainer.train(jobs)):
+            _require_finite(trained.vector, f"client {trained.job.client}, trained on after round {round}")
+            yield trained
 
 
 def _send_down(

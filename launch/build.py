@@ -81,7 +81,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     parameters = FlatParameters(model)
     task = task_of(data)
     train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
-    try_one_example(settings, model, task, test, fabric)
+    try_one_example(settings, model, task, train, test, fabric)
     module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)
@@ -150,7 +150,8 @@ def make_partition(settings: Settings, data: FederatedData) -> Partition:
     """Splits the training set over clients, and checks that what came out can be sampled."""
     if data.classes is None and "labels" not in data.train:
         raise ConfigurationError(
-            f"{type(settings.data).__name__} has no column labels, but {', '.join(data.train)}; give every example one"
+            f"{type(settings.data).__name__} has no column labels, but {', '.join(data.train)}; "
+            "give every example one, or its FederatedData the class of each: classes=..."
         )
     classes = data.train["labels"].numpy() if data.classes is None else data.classes
     if classes.ndim != 1:

@@ -12,16 +12,23 @@ from fedsim.task import Task
 from launch.configuration import Settings
 
 
-def try_one_example(settings: Settings, model: nn.Module, task: Task, test: Examples, fabric: Fabric) -> None:
-    """Refuses data that the backbone cannot read, such as images of another size, before anything is written."""
+def try_one_example(
+    settings: Settings, model: nn.Module, task: Task, train: Examples, test: Examples, fabric: Fabric
+) -> None:
+    """Refuses data that the backbone cannot read or the task cannot score, before anything is written."""
     row = torch.zeros(1, dtype=torch.long, device=fabric.device)
     try:
         with torch.no_grad(), fabric.autocast():
-            task.outputs(model, test.batch(row))
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+            task.example_losses(model, train.batch(row))
+            outputs = task.outputs(model, test.batch(row))
+            task.metrics(outputs)
+            task.by_class(outputs)
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
         raise ConfigurationError(
-            f"the backbone {settings.backbone_path} cannot read {type(settings.data).__name__} "
-            f"({type(error).__name__}: {error}); give another --backbone.path or --data"
+            f"the backbone {settings.backbone_path} cannot read {type(settings.data).__name__}, or its task "
+            f"{type(task).__name__} cannot be scored ({type(error).__name__}: {reason}); give another --backbone.path "
+            "or --data"
         ) from error
 
 

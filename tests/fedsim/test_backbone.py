@@ -10,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub import constants
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BertConfig,
     BertForMaskedLM,
     DeiTConfig,
@@ -144,6 +146,18 @@ def test_a_model_that_reads_ahead_cannot_learn_to_write(tmp_path: Path) -> None:
         load_backbone(str(path), "text_to_text", [])
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         load_backbone(str(save_tiny("gpt2", tmp_path / "gpt2")), "text_to_text", [], dtype)
+
+
+def test_a_model_that_counts_the_padding_cannot_answer(tmp_path: Path) -> None:
+    """BART takes no position_ids: the same answer would score otherwise behind a padded question."""
+    sizes = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    config = BartConfig(vocab_size=60, d_model=16, max_position_embeddings=40, init_std=0.2, **sizes)
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(0)
+        BartForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="BartForCausalLM that counts positions from the padding on"):
+        load_backbone(str(tmp_path), "text_to_text", [])
+    load_backbone(str(tmp_path), "language_modelling", [])  # padding stands behind the text there
 
 
 def test_texts_end_where_the_datas_padding_begins(gpt2: Path) -> None:

@@ -123,6 +123,22 @@ def test_multi_label_by_hand() -> None:
     assert by_class[1].isnan()
 
 
+def test_labels_that_nobody_has_or_says_do_not_count() -> None:
+    """A client with one of three labels, perfectly told, is perfect; one with none has no score, and no F1 either."""
+    labels, logits = torch.tensor([[1, 0, 0], [0, 0, 0]]), torch.tensor([[2.0, -2, -2], [-2, -2, -2]])
+    assert MultiLabel().metrics({"logits": logits, "labels": labels})["macro_f1"] == 1
+    nothing = MultiLabel().metrics({"logits": logits[1:], "labels": labels[1:]})
+    assert math.isnan(nothing["macro_f1"])
+    assert math.isnan(nothing["average_precision"])
+    right = {"logits": torch.tensor([[1.0, 0.0]]), "labels": torch.tensor([0])}
+    assert math.isnan(Classification(("f1",)).metrics(right)["f1"])
+
+
+def test_f1_is_of_label_1_among_any_number_of_labels() -> None:
+    outputs = {"logits": torch.eye(3), "labels": torch.tensor([0, 1, 1])}
+    assert Classification(("f1",)).metrics(outputs)["f1"] == pytest.approx(2 / 3)
+
+
 def test_probabilities_near_one_half_are_not_taken_twice() -> None:
     """torchmetrics takes logits within 0 to 1 for probabilities: 0.3 would pass for below a half."""
     outputs = {"logits": torch.tensor([[0.3, 0.2]]), "labels": torch.tensor([[1, 1]])}

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +60,25 @@ def test_worst_is_highest_where_less_is_better() -> None:
     evaluator._metric, evaluator._higher = "loss", False
     found = evaluator.evaluate(built.start(), tiny.ONE_WORKER)
     assert found["clients/loss_worst_10"] > found["clients/loss"] > found["clients/loss_best_10"]
+
+
+def test_clients_that_a_metric_says_nothing_of_are_left_out() -> None:
+    _, evaluator = build()
+    scores = iter([0.5, math.nan, 1.0, 0.0])
+
+    def metrics(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        return {"accuracy": next(scores), "loss": 0.0}
+
+    evaluator._evaluator.task = SimpleNamespace(metrics=metrics)
+    found = evaluator._distribution("clients", {"labels": torch.zeros(11)})
+    assert list(found.values()) == [0.5, 0.0, 1.0]
+
+
+def test_personal_training_that_diverges_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wild = ("--client.lr", "30", "--evaluation.held_out", "0.2", "--evaluation.local_epochs", "40")
+    short = ("--rounds", "1", "--evaluation.clients", "2", "--run_dir", str(tmp_path / "run"))
+    assert main(["run", *wild, *short]) == 1
+    assert "trained on after round 0" in capsys.readouterr().err
 
 
 def test_personal_vectors_are_each_client_s_own() -> None:

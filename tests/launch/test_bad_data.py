@@ -194,6 +194,11 @@ CASES: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
         f"{COLUMNS} --data.user_column user --partition Natural",
         ("cohort_size is 10, but there are 1 clients", "partition.clients"),
     ),
+    "a task that cannot be scored": (
+        lambda here: None,
+        "--data tests.launch.test_bad_data.OneLabel --data.path here",
+        ("OneLabel", "its task Classification cannot be scored", "num_classes"),
+    ),
     "images for a model of texts": (
         write_images_for_gpt2,
         f"{IMAGES} --backbone.path here",
@@ -210,6 +215,20 @@ class Unclassed(DataSet):
 
     def load(self) -> FederatedData:
         return dataclasses.replace(tiny.answers(), classes=None)
+
+
+class OneLabel(DataSet):
+    """Images that all have the only label there is."""
+
+    def __init__(self, path: str, cache: str) -> None:
+        pass
+
+    def load(self) -> FederatedData:
+        data = tiny.images()
+        train, test = (
+            {**columns, "labels": torch.zeros_like(columns["labels"])} for columns in (data.train, data.test)
+        )
+        return FederatedData(train, test, ("a",), data.task)
 
 
 @pytest.mark.parametrize("case", CASES)
