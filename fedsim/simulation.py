@@ -6,81 +6,31 @@ of the round only what travelled to them.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.checkpoint import Checkpoint, save_checkpoint
-from fedsim.client import Trained, Trainer
-from fedsim.client_evaluation import ClientEvaluator
+from fedsim.client import Trained
 from fedsim.codec import VALUE_DTYPES, decode, encode
-from fedsim.data import FederatedData
 from fedsim.errors import TrainingError
-from fedsim.evaluation import Evaluation, Evaluator
+from fedsim.evaluation import Evaluation
+from fedsim.experiment import Experiment
+from fedsim.jobs import personal_job, round_job
 from fedsim.ledger import Entry
-from fedsim.method import ClientJob, Method, Plan, ServerState
-from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
-from fedsim.parameters import FlatParameters
+from fedsim.method import Plan, ServerState
+from fedsim.options import CommunicationOptions
 from fedsim.reporting import RunFiles
-from fedsim.sampling import local_batches, local_steps, sample_cohort
+from fedsim.sampling import local_steps, sample_cohort
 from fedsim.schedule import assign
-from fedsim.seeding import Purpose, generator, torch_seed
+from fedsim.seeding import Purpose, generator
 from fedsim.server import initial_state, restore_state, snapshot
 from fedsim.sparse import SparseVector
 from fedsim.transport import Workers
 
 PERSONAL_CLIENTS = 20
 """How many clients train on before they are evaluated: their vectors are held that long."""
-
-
-class Partition(Protocol):
-    """Which client holds which rows of the training set."""
-
-    @property
-    def clients(self) -> int:
-        """How many clients there are."""
-
-    def of(self, client: int) -> np.ndarray:
-        """Returns the client's rows, (n,) int64; maybe none."""
-
-    def examples(self, client: int) -> int:
-        """Returns how many rows the client has."""
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A run, built and checked: what trains, on what, by which method, how often.
-
-    Attributes:
-        method: decides every round.
-        data: for its augmentation draws; the columns live in the trainer and the evaluator.
-        partition: which client holds which rows.
-        parameters: the flat P of this worker's model; its values at the start are the server's.
-        trainer: runs this worker's jobs.
-        evaluator: evaluates views.
-        client: batch size, epochs and steps of local work.
-        server: the server's optimiser and weighting.
-        communication: how payloads are encoded.
-        run: rounds, cohort, seed, and how often to evaluate and to keep.
-        evaluation: what is evaluated beside the test split.
-        client_evaluator: evaluates clients on their own examples; None where none are held out.
-    """
-
-    method: Method
-    data: FederatedData
-    partition: Partition
-    parameters: FlatParameters
-    trainer: Trainer
-    evaluator: Evaluator
-    client: ClientOptions
-    server: ServerOptions
-    communication: CommunicationOptions
-    run: RunOptions
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
-    client_evaluator: ClientEvaluator | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +101,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     downloads = _send_down(experiment, state, round, [p for p, n in zip(plans, examples, strict=True) if n], workers)
     starts = {plan: decode(payload)[0].to_dense().to(state.vector) for plan, payload in downloads.items()}
     mine = [at for at, owner in enumerate(owners) if owner == workers.rank and examples[at]]
-    jobs = [_make_job(experiment, round, at, cohort[at], plans[at], starts[plans[at]]) for at in mine]
+    jobs = [round_job(experiment, round, at, cohort[at], plans[at], starts[plans[at]]) for at in mine]
 
     # Local work, and up: what a client logged travels beside its upload, outside the ledger.
     uploads: dict[int, bytes] = {}
@@ -243,7 +193,7 @@ def _personal_vectors(
     """Trains clients, given as (position, client), on from a vector; a few are held at a time."""
     for first in range(0, len(clients), PERSONAL_CLIENTS):
         few = clients[first : first + PERSONAL_CLIENTS]
-        jobs = [_personal_job(experiment, round, at, client, vector) for at, client in few]
+        jobs = [personal_job(experiment, round, at, client, vector) for at, client in few]
         # All of the few first, as an evaluation between two of them would load into what the trainer is using.
         for trained in list(experiment.trainer.train(jobs)):
             _require_finite(trained.vector, f"client {trained.job.client}, trained on after round {round}")
@@ -260,61 +210,6 @@ def _send_down(
         vectors, what = [experiment.method.download(state, plan) for plan in distinct], f"the download of round {round}"
         payloads = [_encode(experiment.communication, vector, what) for vector in vectors]
     return dict(zip(distinct, workers.broadcast(payloads), strict=True))
-
-
-def _make_job(experiment: Experiment, round: int, position: int, client: int, plan: Plan, start: Tensor) -> ClientJob:
-    """Lays out what one client does this round; the method may refine it."""
-    seed, options = experiment.run.seed, experiment.client
-    batches = local_batches(
-        generator(seed, Purpose.BATCHES, round, client),
-        experiment.partition.of(client),
-        options.batch_size,
-        options.local_epochs,
-        options.max_steps,
-    )
-    draws = generator(seed, Purpose.AUGMENTATION, round, client)
-    dropout = torch_seed(seed, Purpose.DROPOUT, round, client)
-    return _lay_out(experiment, position, client, plan, start, batches, draws, dropout)
-
-
-def _personal_job(experiment: Experiment, round: int, position: int, client: int, start: Tensor) -> ClientJob:
-    """Lays out how an evaluated client trains on from the server's parameters; what comes of it is not uploaded."""
-    random = generator(experiment.run.seed, Purpose.PERSONAL, round, client)
-    batches = local_batches(
-        random,
-        experiment.partition.of(client),
-        experiment.client.batch_size,
-        experiment.evaluation.local_epochs,
-        experiment.client.max_steps,
-    )
-    plan, dropout = experiment.method.plan(round, client), int(random.integers(2**63))
-    return _lay_out(experiment, position, client, plan, start, batches, random, dropout)
-
-
-def _lay_out(
-    experiment: Experiment,
-    position: int,
-    client: int,
-    plan: Plan,
-    start: Tensor,
-    batches: np.ndarray,
-    augmentation: np.random.Generator,
-    dropout_seed: int,
-) -> ClientJob:
-    """Makes a job of its batches and streams, as the method wants it."""
-    draws = experiment.data.draw(augmentation, batches.shape)
-    job = ClientJob(
-        client=client,
-        position=position,
-        plan=plan,
-        layout=experiment.parameters.layout,
-        start=start,
-        reference=start,
-        batches=batches,
-        draws={name: draw.to(start.device) for name, draw in draws.items()},
-        seed=dropout_seed,
-    )
-    return experiment.method.begin(job)
 
 
 def _encode(options: CommunicationOptions, vector: SparseVector, what: str, examples: int = 0) -> bytes:

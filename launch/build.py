@@ -20,13 +20,13 @@ from fedsim.client_evaluation import ClientEvaluator
 from fedsim.data import Examples
 from fedsim.errors import ConfigurationError
 from fedsim.evaluation import Evaluator
+from fedsim.experiment import Experiment
 from fedsim.method import Method
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions
 from fedsim.packed import PackedTrainer, why_not_packed
 from fedsim.parameters import FlatParameters
 from fedsim.seeding import Purpose, generator, torch_seed
-from fedsim.simulation import Experiment
 from fedsim.task import Task, task_of
 from launch.configuration import Settings
 from launch.fit import check_tokens, try_one_example

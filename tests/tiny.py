@@ -16,6 +16,7 @@ from data_partitions.texts.tokens import TextData, pad_rows, with_answers
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
+from fedsim.experiment import Experiment
 from fedsim.method import ClientJob, Method, Penalty, Plan, ServerState
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
@@ -24,7 +25,6 @@ from fedsim.parameters import FlatParameters, Layout, Place
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
 from fedsim.server import server_optimizer
-from fedsim.simulation import Experiment
 from fedsim.task import task_of
 from fedsim.transport import Workers
 from methods.lora import LoRA

@@ -20,6 +20,7 @@ from fedsim.classification import Classification
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
+from fedsim.experiment import Experiment
 from fedsim.optimizers import SGD
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
@@ -27,7 +28,7 @@ from fedsim.parameters import FlatParameters
 from fedsim.sampling import local_batches, sample_cohort
 from fedsim.seeding import Purpose, generator
 from fedsim.server import initial_state
-from fedsim.simulation import Experiment, run_round
+from fedsim.simulation import run_round
 from fedsim.transport import Workers
 from launch.benchmarks.two_workers import two_workers
 from launch.benchmarks.works import Round, Work
