@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -129,6 +129,48 @@ def add_lora(
         model = get_peft_model(backbone, config)
     _train_in_full_precision(model, head)
     return model.train(backbone.training)
+
+
+def add_zero_adapter(backbone: nn.Module, seed: int) -> PeftModel:
+    """Adds LoRA that stays zero, for methods that train something else and still leave a PEFT folder.
+
+    Args:
+        backbone: the frozen model; it is changed in place.
+        seed: what A is drawn from.
+
+    Returns:
+        The model; of what it holds, the head alone trains.
+    """
+    for role in ROLES:
+        with suppress(ConfigurationError):
+            resolve_targets(backbone, [role])
+            break
+    model = add_lora(backbone, 1, 1.0, 0.0, [role], seed)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def unfreeze_backbone(model: PeftModel) -> PeftModel:
+    """Makes every weight of the backbone train, in float32 at least; of a head that PEFT copied the copy alone."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name and ".original_module." not in name and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+            parameter.requires_grad_(True)
+    return model
+
+
+def export_backbone(model: PeftModel, folder: Path) -> None:
+    """Writes the backbone as it is now, without its adapter: what the adapter is loaded upon.
+
+    Args:
+        model: what `add_lora` returned; it stays as it is, at the price of a second copy in memory.
+        folder: the folder to write, whole or not at all; what it held is replaced.
+    """
+    plain = copy.deepcopy(model).unload()
+    with quiet(), _replacing(folder) as draft:
+        plain.save_pretrained(draft)
 
 
 def export_adapter(model: PeftModel, folder: Path, base_path: str) -> None:

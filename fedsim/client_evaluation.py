@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.client import Trained
 from fedsim.evaluation import Evaluator, gather_rows
 from fedsim.transport import Workers
 
@@ -51,25 +50,26 @@ class ClientEvaluator:
         together = {f"held_out/{name}": value for name, value in pooled.metrics.items()}
         return together | self._distribution("clients", pooled.outputs)
 
-    def evaluate_personal(self, trained: Iterable[Trained], workers: Workers) -> dict[str, float]:
-        """Evaluates every client's own vector, after it trained on from the server's. Every worker must call it.
+    def evaluate_each(self, view: str, vectors: Iterable[tuple[int, Tensor]], workers: Workers) -> dict[str, float]:
+        """Evaluates a vector of each client's own. Every worker must call it.
 
         Args:
-            trained: this worker's clients, which are those at position rank, rank + count, ... of `clients`. Between
-                two of them the backbone's parameters are loaded anew.
+            view: what the metrics are called.
+            vectors: (position, (P,)) of this worker's clients, which are those at position rank, rank + count, ... of
+                `clients`. Between two of them the backbone's parameters are loaded anew.
             workers: who shares the work.
 
         Returns:
-            personal/METRIC, _worst_10 and _best_10.
+            VIEW/METRIC, _worst_10 and _best_10.
         """
         found: dict[int, dict[str, Tensor]] = {}
-        for done in trained:
-            cut = self._rows[done.job.client].split(self._evaluator.batch_size)
-            parts = list(self._evaluator.outputs(done.vector, cut))
-            found[done.job.position] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for position, vector in vectors:
+            cut = self._rows[self.clients[position]].split(self._evaluator.batch_size)
+            parts = list(self._evaluator.outputs(vector, cut))
+            found[position] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         lengths = [len(own) for own in self._rows.values()]
         outputs = gather_rows([found[at] for at in sorted(found)], lengths, workers, self._device)
-        return self._distribution("personal", outputs)
+        return self._distribution(view, outputs)
 
     def _distribution(self, view: str, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """The main metric of each client, reduced over them."""

@@ -1,31 +1,16 @@
 """A run as the engine sees it: everything built and checked."""
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import numpy as np
-
+from fedsim.arrangement import Partition
 from fedsim.client import Trainer
 from fedsim.client_evaluation import ClientEvaluator
 from fedsim.data import FederatedData
 from fedsim.evaluation import Evaluator
+from fedsim.frozen import FrozenBackbone
 from fedsim.method import Method
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
-
-
-class Partition(Protocol):
-    """Which client holds which rows of the training set."""
-
-    @property
-    def clients(self) -> int:
-        """How many clients there are."""
-
-    def of(self, client: int) -> np.ndarray:
-        """Returns the client's rows, (n,) int64; maybe none."""
-
-    def examples(self, client: int) -> int:
-        """Returns how many rows the client has."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +20,10 @@ class Experiment:
     Attributes:
         method: decides every round.
         data: for its augmentation draws; the columns live in the trainer and the evaluator.
-        partition: which client holds which rows.
+        partition: which client holds which rows to train on.
+        population: the clients that are sampled: those of the partition, unless the method arranged it otherwise.
         parameters: the flat P of this worker's model; its values at the start are the server's.
+        backbone: the frozen part of this worker's model.
         trainer: runs this worker's jobs.
         evaluator: evaluates views.
         client: batch size, epochs and steps of local work.
@@ -50,7 +37,9 @@ class Experiment:
     method: Method
     data: FederatedData
     partition: Partition
+    population: Partition
     parameters: FlatParameters
+    backbone: FrozenBackbone
     trainer: Trainer
     evaluator: Evaluator
     client: ClientOptions

@@ -3,53 +3,59 @@
 import numpy as np
 from torch import Tensor
 
+from fedsim.briefing import Briefing
+from fedsim.errors import TrainingError
 from fedsim.experiment import Experiment
-from fedsim.method import ClientJob, Plan
+from fedsim.method import ClientJob, ClientState, Plan, Shared
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator, torch_seed
 
 
-def round_job(experiment: Experiment, round: int, position: int, client: int, plan: Plan, start: Tensor) -> ClientJob:
+def round_job(
+    experiment: Experiment, shared: Shared, position: int, client: int, plan: Plan, start: Tensor, held: ClientState
+) -> ClientJob:
     """Lays out what one client does this round; the method may refine it.
 
     Args:
         experiment: the run.
-        round: 1 to the number of rounds.
+        shared: what everybody knows of the round.
         position: of the client in the cohort.
-        client: its number in the partition.
+        client: its number in the population.
         plan: what the method asks of it.
-        start: (P,), what it downloaded.
+        start: (P,), what it made of its download.
+        held: what it keeps at home.
 
     Returns:
         The job, which depends on the run's seed, the round and the client, and on no worker.
     """
-    seed, options = experiment.run.seed, experiment.client
+    seed, options, round = experiment.run.seed, experiment.client, shared.round
     batches = local_batches(
         generator(seed, Purpose.BATCHES, round, client),
-        experiment.partition.of(client),
+        experiment.population.of(client),
         options.batch_size,
         options.local_epochs,
         options.max_steps,
     )
     draws = generator(seed, Purpose.AUGMENTATION, round, client)
     dropout = torch_seed(seed, Purpose.DROPOUT, round, client)
-    return _lay_out(experiment, position, client, plan, start, batches, draws, dropout)
+    return _lay_out(experiment, shared, position, client, plan, start, held, batches, draws, dropout)
 
 
-def personal_job(experiment: Experiment, round: int, position: int, client: int, start: Tensor) -> ClientJob:
+def personal_job(experiment: Experiment, briefing: Briefing, position: int, client: int, vector: Tensor) -> ClientJob:
     """Lays out how an evaluated client trains on from the server's parameters; what comes of it is not uploaded.
 
     Args:
         experiment: the run.
-        round: after which it is evaluated.
-        position: of the client among those that are evaluated.
+        briefing: of the evaluated clients.
+        position: of the client among them.
         client: its number in the partition.
-        start: (P,), the main view.
+        vector: (P,), the main view, in which it restores the parts that are its own.
 
     Returns:
         The job, by streams of its own: a client's training is the same whether it is evaluated or not.
     """
-    random = generator(experiment.run.seed, Purpose.PERSONAL, round, client)
+    shared, held, plan = briefing.shared, briefing.clients[position], briefing.plans[position]
+    random = generator(experiment.run.seed, Purpose.PERSONAL, shared.round, client)
     batches = local_batches(
         random,
         experiment.partition.of(client),
@@ -57,16 +63,26 @@ def personal_job(experiment: Experiment, round: int, position: int, client: int,
         experiment.evaluation.local_epochs,
         experiment.client.max_steps,
     )
-    plan, dropout = experiment.method.plan(round, client), int(random.integers(2**63))
-    return _lay_out(experiment, position, client, plan, start, batches, random, dropout)
+    dropout = int(random.integers(2**63))
+    start = experiment.method.personal(shared, vector, held)
+    return _lay_out(experiment, shared, position, client, plan or Plan(), start, held, batches, random, dropout)
+
+
+def require_finite(vector: Tensor, what: str) -> None:
+    """Stops a run that diverged."""
+    broken = int((~vector.isfinite()).sum())
+    if broken:
+        raise TrainingError(f"{what}: {broken} of {len(vector)} values are not finite; lower client.lr or server.lr")
 
 
 def _lay_out(
     experiment: Experiment,
+    shared: Shared,
     position: int,
     client: int,
     plan: Plan,
     start: Tensor,
+    held: ClientState,
     batches: np.ndarray,
     augmentation: np.random.Generator,
     dropout_seed: int,
@@ -77,11 +93,12 @@ def _lay_out(
         client=client,
         position=position,
         plan=plan,
-        layout=experiment.parameters.layout,
+        shared=shared,
         start=start,
         reference=start,
         batches=batches,
         draws={name: draw.to(start.device) for name, draw in draws.items()},
         seed=dropout_seed,
+        state=held.tensors,
     )
     return experiment.method.begin(job)

@@ -20,7 +20,7 @@ class Entry:
         round: 1 to N.
         client: the client.
         worker: the process that trained it.
-        examples: how many it has; without any it takes part with weight zero and pays no bytes.
+        examples: how many it trained on; without any, or dropped, it takes part with weight zero and pays no bytes.
         upload_bytes: the length of the encoded payload that it sent.
         download_bytes: the length of the encoded payload that it received.
         upload_values: how many values the upload held.

@@ -2,136 +2,58 @@
 
 A round, and where each hook runs:
 
-    prepare      server worker    what happens once, before any client
-    plan         every worker     what is asked of each client; a pure function of round and client
-    download     server worker    the payload down, once per distinct plan
-    begin        training worker  the job: where it starts, what it is measured from, what may move
-    upload       training worker  the payload up
-    aggregate    server worker    how uploads become one update, added in cohort order
-    step         server worker    what the server does with it
-    views        server worker    what is evaluated and exported
+    segments           every worker     which parts of the model P is made of; a change begins a stage
+    prepare            server worker    what happens once, before any client; what it returns, everybody knows
+    plan               server worker    what is asked of each client
+    download_support   every worker     which entries of P go down; both ends know them
+    download           server worker    what goes down, once per distinct plan
+    start              training worker  where training starts
+    begin              training worker  the job: what it is measured from, what may move
+    upload_support     every worker     which entries of P train and go up; both ends know them
+    upload             training worker  what goes up, and what stays with the client
+    aggregate          server worker    how uploads become one update, added in cohort order
+    step               server worker    what the server does with it
+    views              server worker    what is evaluated and exported
+    personal           every worker     what a client evaluates on its own examples
 
 A method is a dataclass, so its options are its fields; it holds no state of a run. That lives in `ServerState`.
 """
 
 from abc import ABC
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedsim.aggregation import Aggregate, Arrived, Mean
+from fedsim.arrangement import Arrangement
 from fedsim.parameters import Layout
 from fedsim.sparse import SparseVector
+from fedsim.state import ClientJob, ClientState, Download, Plan, ServerState, Shared, Upload
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+__all__ = [
+    "Aggregate",
+    "Arrangement",
+    "Arrived",
+    "ClientJob",
+    "ClientState",
+    "Download",
+    "Mean",
+    "Method",
+    "Penalty",
+    "Plan",
+    "ServerState",
+    "Shared",
+    "Upload",
+]
+
 Penalty = Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor]
 """(vector (P,), reference (P,), the job's named tensors) -> scalar, added to the loss; must be usable under vmap."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one client is asked to do in one round. Clients with equal plans share one download.
-
-    Attributes:
-        download_density: fraction of P that is sent to it, in (0, 1].
-        upload_density: fraction of its update that it sends, in (0, 1].
-    """
-
-    download_density: float = 1.0
-    upload_density: float = 1.0
-
-
-@dataclass
-class ServerState:
-    """What the server carries from round to round. It lives on the server worker and in the checkpoint.
-
-    Attributes:
-        layout: what stands where in P.
-        vector: (P,), the global trainable parameters.
-        optimizer: the server optimiser; its one parameter is `vector`.
-        tensors: a method's own state, by name.
-    """
-
-    layout: Layout
-    vector: nn.Parameter
-    optimizer: torch.optim.Optimizer
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class ClientJob:
-    """What one client does between download and upload, as data: any trainer can run it.
-
-    Attributes:
-        client: the client.
-        position: its place in the cohort.
-        plan: what it was asked to do.
-        layout: what stands where in P.
-        start: (P,), where training starts; shared with jobs of the same download, so never written to.
-        reference: (P,), what the update is measured from.
-        batches: (steps, B) int64, rows of the training set, -1 for padding at the end of a row.
-        draws: augmentation for `batches`, (steps, B, ...) each; empty for none.
-        seed: of the client's dropout.
-        gradient_mask: (P,) in the dtype of P, of zeros and ones; where it is zero nothing moves, weight decay included.
-            None lets everything move.
-        rate_scale: (P,), multiplied to the learning rate, or None.
-        penalty_tensors: what the method's penalty needs of this client.
-    """
-
-    client: int
-    position: int
-    plan: Plan
-    layout: Layout
-    start: Tensor
-    reference: Tensor
-    batches: np.ndarray
-    draws: dict[str, Tensor]
-    seed: int
-    gradient_mask: Tensor | None = None
-    rate_scale: Tensor | None = None
-    penalty_tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def step_scale(self) -> Tensor | None:
-        """Returns what every step is multiplied by, (P,): the rate scale where the mask lets it, or None."""
-        if self.gradient_mask is None or self.rate_scale is None:
-            return self.rate_scale if self.gradient_mask is None else self.gradient_mask
-        return self.gradient_mask * self.rate_scale
-
-
-class Aggregate(Protocol):
-    """Turns the uploads of a round into one update."""
-
-    def add(self, upload: SparseVector, weight: float) -> None:
-        """Takes the next upload, in cohort order."""
-
-    def finish(self) -> Tensor | None:
-        """Returns the update, (P,), or None where nothing arrived."""
-
-
-class Mean:
-    """The weighted mean of the updates; an entry that was not sent counts as zero (FLASC, Algorithm 1, line 20)."""
-
-    def __init__(self, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._total = torch.zeros(length, dtype=dtype, device=device)
-        self._weight = 0.0
-
-    def add(self, upload: SparseVector, weight: float) -> None:
-        """Adds one upload."""
-        values = upload.values.to(self._total) * weight
-        if upload.indices is None:
-            self._total += values
-        else:
-            self._total[upload.indices.to(self._total.device)] += values
-        self._weight += weight
-
-    def finish(self) -> Tensor | None:
-        """Returns the mean, (P,), or None where nothing arrived."""
-        return self._total / self._weight if self._weight else None
 
 
 @dataclass
@@ -146,6 +68,12 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
             with commas between them.
     """
 
+    assigns: ClassVar[bool] = False
+    """Whether the server takes over what it aggregated and has no optimiser: the keys of `server` then have no say."""
+
+    personal_parts: ClassVar[bool] = False
+    """Whether clients keep parts of P of their own, so that each has a model of its own to evaluate."""
+
     lora_rank: int = 16
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
@@ -156,6 +84,13 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
         """What tables and figures call it; runs that differ only by seed share it."""
         return type(self).__name__
 
+    @property
+    def scale(self) -> float:
+        """What B A is multiplied by, for clients of every rank: alpha / r of the server."""
+        return self.lora_alpha / self.lora_rank
+
+    # Before a run.
+
     def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:
         """Adapts a frozen backbone: what trains afterwards is P. Runs on every worker, with the same seed."""
         from fedsim.adapters import add_lora
@@ -164,30 +99,72 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
         roles = [role.strip() for role in targets.split(",")] if isinstance(targets, str) else targets
         return add_lora(backbone, self.lora_rank, self.lora_alpha, self.lora_dropout, roles, seed)
 
-    def prepare(self, state: ServerState, round: int) -> None:  # noqa: B027
-        """Does what happens once a round, before any client."""
+    def check(self, layout: Layout) -> None:  # noqa: B027
+        """Raises a ConfigurationError where the method cannot work on what trains."""
 
-    def plan(self, round: int, client: int) -> Plan:
-        """Decides what is asked of a client; a pure function."""
+    def arrange(self, arrangement: Arrangement) -> Arrangement:
+        """Changes who takes part and how they train: for frames of reference that are no federation."""
+        return arrangement
+
+    def segments(self, round: int) -> Collection[str] | None:
+        """Names the segments that P is made of in a round; None for all that setup left trainable. Pure."""
+        return None
+
+    def begin_stage(self, before: ServerState, after: ServerState) -> None:  # noqa: B027
+        """Carries the server over where `segments` changed: fills `after.vector`, which holds the initial values."""
+
+    # Before and while things travel down.
+
+    def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
+        """Does what happens once a round, before any client, and returns what everybody knows of it, by name."""
+        return {}
+
+    def plan(self, state: ServerState, round: int, client: int) -> Plan | None:
+        """Decides what is asked of a client; pure. None drops it: it downloads, trains and uploads nothing."""
         return Plan()
 
-    def download(self, state: ServerState, plan: Plan) -> SparseVector:
+    def upload_support(self, shared: Shared, plan: Plan) -> Tensor | None:
+        """Returns the entries of P that train and travel up, int64 (k,), rising, known to both ends; None for all."""
+        return None
+
+    def download_support(self, shared: Shared, plan: Plan) -> Tensor | None:
+        """Returns the entries of P that travel down, int64 (k,), rising, known to both ends; None for all."""
+        return self.upload_support(shared, plan)
+
+    def download(self, state: ServerState, shared: Shared, plan: Plan) -> Download:
         """Returns what clients of this plan receive."""
-        return SparseVector.dense(state.vector.detach())
+        return Download(SparseVector.dense(state.vector.detach()))
+
+    def start(self, shared: Shared, received: Download, client: ClientState) -> Tensor:
+        """Returns where a client's training starts, (P,); what was not sent is zero."""
+        return received.values.to_dense()
+
+    # On the client.
 
     def begin(self, job: ClientJob) -> ClientJob:
-        """Refines the job that the engine made: start and reference are the decoded download, everything may move."""
-        return job
+        """Refines the job that the engine made: measured from its start, moving where it will upload."""
+        support = self.upload_support(job.shared, job.plan)
+        if support is None:
+            return job
+        mask = torch.zeros_like(job.start)
+        mask[support.to(mask.device)] = 1
+        return replace(job, gradient_mask=mask)
 
     def penalty(self) -> Penalty | None:
         """Returns what is added to every client's loss, or None."""
         return None
 
-    def upload(self, job: ClientJob, trained: Tensor) -> SparseVector:
+    def upload(self, job: ClientJob, trained: Tensor) -> Upload:
         """Returns what the client sends: its update, positive where it descended (Appendix A, FedAdam)."""
-        return SparseVector.dense(job.reference - trained)
+        update = job.reference - trained
+        support = self.upload_support(job.shared, job.plan)
+        if support is None:
+            return Upload(SparseVector.dense(update))
+        return Upload(SparseVector.at(update, support.to(update.device)))
 
-    def aggregate(self, state: ServerState) -> Aggregate:
+    # Back at the server.
+
+    def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """Returns a fresh aggregate for one round."""
         return Mean(state.layout.length, state.vector.dtype, state.vector.device)
 
@@ -199,3 +176,7 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """Returns what is evaluated after the step, (P,) each; the first is the main view, which is exported."""
         return {"full": state.vector.detach()}
+
+    def personal(self, shared: Shared, vector: Tensor, client: ClientState) -> Tensor:
+        """Returns what a client makes of the main view, (P,): where `personal_parts`, with its own parts restored."""
+        return vector

@@ -40,6 +40,8 @@ class ClientOptions:
         lr: its learning rate, above 0.
         momentum: of sgd, in [0, 1).
         weight_decay: added to sgd's gradient, decoupled in adamw.
+        proximal_mu: FedProx (Li et al. 2020): half of it, times the squared distance from where the client started, is
+            added to the loss; 0 leaves it out.
         batch_size: examples a local step, at least 1.
         local_epochs: passes over the client's examples a round, at least 1.
         max_steps: an upper bound on local steps a round; none without it.
@@ -53,6 +55,7 @@ class ClientOptions:
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
+    proximal_mu: float = 0.0
     batch_size: int = 16
     local_epochs: int = 1
     max_steps: int | None = None
@@ -64,6 +67,7 @@ class ClientOptions:
         require("client.lr", self.lr, self.lr > 0, "a number above 0")
         require("client.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         require("client.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("client.proximal_mu", self.proximal_mu, self.proximal_mu >= 0, "0 or more")
         require("client.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
         require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or null")
@@ -137,10 +141,13 @@ class CommunicationOptions:
     Args:
         index_coding: how the places of a sparse payload are written; auto takes the smallest.
         value_dtype: how values travel; rounding them is part of the result. float64 serves 64-bit simulations.
+        error_feedback: whether a client keeps what it did not send of an update, and adds it to its next one (Seide et
+            al. 2014).
     """
 
     index_coding: Literal["auto", "dense", "bitmask", "rice"] = "auto"
     value_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    error_feedback: bool = False
 
 
 def require(name: str, given: object, holds: bool, expected: str) -> None:

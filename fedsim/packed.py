@@ -69,13 +69,23 @@ class PackedTrainer:
         self._optimizer = optimizer
         self._penalty_gradient = None if penalty is None else torch.func.vmap(torch.func.grad(penalty))
         self._autocast = autocast
-        self._vector = parameters.vector.repeat(slots, 1)
-        self._weights = {name: view.requires_grad_() for name, view in parameters.layout.views(self._vector).items()}
-        self._linears = list(_trainable_linears(module.backbone))
+        self._parameters = parameters
         self._count = slots
+        self._layout: Layout | None = None
+
+    def _make_slots(self) -> None:
+        """Makes room for P, again where it is made of other segments."""
+        layout = self._parameters.layout
+        if layout is self._layout:
+            return
+        self._layout = layout
+        self._vector = self._parameters.vector.repeat(self._count, 1)
+        self._weights = {name: view.requires_grad_() for name, view in layout.views(self._vector).items()}
+        self._linears = list(_trainable_linears(self._module.backbone))
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs, longest first, and yields each when its slot is done with it."""
+        self._make_slots()
         set_client_mode(self._module)
         dropouts = [m for m in self._module.backbone.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
         waiting = sorted(jobs, key=lambda job: len(job.batches))

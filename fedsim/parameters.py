@@ -1,6 +1,6 @@
 """The flat vector P: what trains, as views of one buffer, with its names, segments and layers."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -36,6 +36,21 @@ class Place:
 
 
 @dataclass(frozen=True)
+class FactorPair:
+    """LoRA's two factors of one adapted module, both in P.
+
+    Attributes:
+        layer: the adapted module's name.
+        a: where A (R, D_in) stands.
+        b: where B (D_out, R) stands.
+    """
+
+    layer: str
+    a: Place
+    b: Place
+
+
+@dataclass(frozen=True)
 class Layout:
     """What stands where in P, (P,) being `length` places. Tensors of one layer stand side by side."""
 
@@ -68,6 +83,32 @@ class Layout:
             first.setdefault(entry.layer, entry.start)
         return tuple(pairwise((*first.values(), self.length)))
 
+    @cached_property
+    def pairs(self) -> tuple[FactorPair, ...]:
+        """The modules whose A and B both train, in the model's order."""
+        factors: dict[str, dict[str, Place]] = {}
+        for entry in self.entries:
+            if entry.segment in ("A", "B"):
+                factors.setdefault(entry.layer, {})[entry.segment] = entry
+        return tuple(FactorPair(layer, f["A"], f["B"]) for layer, f in factors.items() if len(f) == 2)
+
+    def require_pairs(self, who: str) -> None:
+        """Raises a ConfigurationError, naming who needs LoRA's factors, where no module trains both of its own."""
+        if not self.pairs:
+            raise ConfigurationError(
+                f"{who} needs LoRA's two factors, but no module trains both (trainable: {', '.join(self.segments())}); "
+                "choose a method whose setup leaves both to train"
+            )
+
+    def where(self, segments: Collection[str]) -> Tensor:
+        """The entries of some segments: int64 (k,), rising."""
+        parts = [torch.arange(e.start, e.stop) for e in self.entries if e.segment in segments]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+
+    def count(self, segments: Collection[str] | None) -> int:
+        """How many values some segments have; all where it is None."""
+        return sum(e.stop - e.start for e in self.entries if segments is None or e.segment in segments)
+
     def segments(self) -> dict[str, int]:
         """How many values each segment has."""
         sizes: dict[str, int] = {}
@@ -90,11 +131,39 @@ class FlatParameters:
         layout: what stands where.
         vector: (P,), the parameters; the model's own tensors are views of it.
         gradient: (P,), their gradients, which backward adds to.
+
+    `activate` replaces all three, so that nobody keeps them from one round to the next.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layout = Layout.of(model)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._model = model
+        self._segments = {n: _segment_and_layer(n)[0] for n, p in model.named_parameters() if p.requires_grad}
+        self._flatten()
+
+    def among(self, segments: Collection[str] | None) -> set[str]:
+        """Those of some segments that were trainable at first: a language model has no head. All where it is None."""
+        found = set(self._segments.values())
+        return found if segments is None else found & set(segments)
+
+    def activate(self, segments: Collection[str] | None) -> None:
+        """Makes P of some segments of what was trainable at first, with the values that the model holds now.
+
+        Args:
+            segments: out of A, B, head and backbone; None for all.
+
+        Raises:
+            ConfigurationError: nothing is left that trains.
+        """
+        for name, parameter in self._model.named_parameters():
+            if name in self._segments:
+                active = segments is None or self._segments[name] in segments
+                parameter.requires_grad_(active)
+                parameter.grad = None
+        self._flatten()
+
+    def _flatten(self) -> None:
+        self.layout = Layout.of(self._model)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
         dtypes, devices = {p.dtype for p in self._parameters}, {p.device for p in self._parameters}
         if len(dtypes) > 1 or len(devices) > 1:
             raise ConfigurationError(

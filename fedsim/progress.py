@@ -50,6 +50,11 @@ class Progress:
             line = f"{self._name}  round {round}/{self._rounds}  {self._metrics}  {upload_bytes / 1e6:.2f} MB up"
             self._console.print(line, highlight=False, soft_wrap=True)
 
+    def say(self, note: str) -> None:
+        """Shows a line that the user should read."""
+        if self._console is not None:
+            self._console.print(note, highlight=False, markup=False, soft_wrap=True)
+
     def close(self) -> None:
         """Leaves the terminal in order."""
         if self._bar is not None:

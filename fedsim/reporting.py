@@ -11,7 +11,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +36,7 @@ class History:
         seconds: spent so far.
         clients: trained so far.
         logged: since the last evaluation, the sum of each value times its examples, and of those examples.
+        server_seconds: spent on aggregating and stepping.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -44,6 +45,7 @@ class History:
     seconds: float = 0.0
     clients: int = 0
     logged: dict[str, list[float]] = field(default_factory=dict)
+    server_seconds: float = 0.0
 
 
 class RunFiles:
@@ -73,12 +75,24 @@ class RunFiles:
         self._history.clients += entry.examples > 0
         for name, value in logged.items():
             # A module may log "accuracy" while it trains: that must not pass for the evaluation's.
-            sums = self._history.logged.setdefault(name if name.startswith("train/") else f"train/{name}", [0.0, 0])
-            sums[0] += value * entry.examples
-            sums[1] += entry.examples
+            self._log(name if name.startswith("train/") else f"train/{name}", value, entry.examples)
 
-    def round_done(self, round: int) -> None:
-        """Moves the progress bar."""
+    def round_done(
+        self, round: int, measures: Mapping[str, float], notes: Sequence[str], server_seconds: float
+    ) -> None:
+        """Ends a round.
+
+        Args:
+            round: which.
+            measures: what the method found out, to be averaged until the next evaluation, as server/NAME.
+            notes: lines for the terminal.
+            server_seconds: that aggregating and stepping took.
+        """
+        for name, value in measures.items():
+            self._log(f"server/{name}", value, 1)
+        for note in notes:
+            self._progress.say(note)
+        self._history.server_seconds += server_seconds
         self._progress.update(
             round, self._history.clients / max(self._seconds(), 1e-9), self.ledger.totals.upload_bytes
         )
@@ -139,6 +153,7 @@ class RunFiles:
             **asdict(self.ledger.totals),
             "seconds": round_to(seconds, 3),
             "clients_per_second": round_to(self._history.clients / max(seconds, 1e-9), 3),
+            "server_seconds": round_to(self._history.server_seconds, 3),
             "peak_memory_bytes": peak_memory_bytes(),
         }
         finite = {f"final/{name}": value for name, value in final.items() if value is not None}
@@ -154,6 +169,11 @@ class RunFiles:
         self._by_round.finalize("")
         self._by_bytes.finalize("")
         self._progress.close()
+
+    def _log(self, name: str, value: float, weight: int) -> None:
+        sums = self._history.logged.setdefault(name, [0.0, 0])
+        sums[0] += value * weight
+        sums[1] += weight
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -193,8 +213,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 def _tag(metric: str, suffix: str = "") -> str:
     """Names a curve: accuracy is eval/accuracy, full/accuracy is eval_full/accuracy, train/loss is train/loss."""
-    if metric.startswith("train/"):
-        return f"train{suffix}/{metric.removeprefix('train/')}"
+    source, _, rest = metric.partition("/")
+    if source in ("train", "server"):
+        return f"{source}{suffix}/{rest}"
     view, _, name = metric.rpartition("/")
     group = f"eval_{view}" if view else "eval"
     return f"{group}{suffix}/{name}"

@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     HELD_OUT = 8
     EVALUATED = 9
     PERSONAL = 10
+    TIER = 11
+    METHOD = 12
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

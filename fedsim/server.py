@@ -1,15 +1,16 @@
-"""The server's state and its optimisers: torch's own on the one flat vector, and Yogi."""
+"""The server's state, from stage to stage and through checkpoints, and its optimisers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fedsim.briefing import below, named
 from fedsim.checkpoint import Checkpoint
-from fedsim.method import ServerState
+from fedsim.experiment import Experiment
+from fedsim.method import ClientState, ServerState
 from fedsim.options import ServerOptions
-from fedsim.parameters import FlatParameters
 
 
 def server_optimizer(options: ServerOptions, vector: nn.Parameter) -> torch.optim.Optimizer:
@@ -71,39 +72,72 @@ class Yogi(torch.optim.Optimizer):
                 parameter.addcdiv_(state["exp_avg"], root, value=-group["lr"] / (1 - first_decay**count))
 
 
-def initial_state(parameters: FlatParameters, options: ServerOptions) -> ServerState:
+def initial_state(experiment: Experiment) -> ServerState:
     """Makes the server's state before the first round from the parameters that setup left in the model."""
+    parameters = experiment.parameters
     vector = nn.Parameter(parameters.vector.clone())
-    return ServerState(parameters.layout, vector, server_optimizer(options, vector))
+    optimizer = server_optimizer(experiment.server, vector)
+    return ServerState(
+        parameters.layout, vector, optimizer, parameters.vector.clone(), experiment.backbone, experiment.run.seed
+    )
+
+
+def enter_stage(experiment: Experiment, state: ServerState, round: int, is_server: bool) -> ServerState:
+    """Begins a new stage where the method wants P to be made of other segments from this round on.
+
+    Args:
+        experiment: the run; its parameters follow.
+        state: the server's, before the round.
+        round: 1 to the number of rounds.
+        is_server: whether this worker holds the server's state.
+
+    Returns:
+        The same state where the stage goes on; otherwise a new one: a fresh optimiser, clients that keep nothing.
+    """
+    segments = experiment.method.segments(round)
+    if experiment.parameters.among(segments) == set(state.layout.segments()):
+        return state
+    experiment.parameters.load(state.initial)  # what stops training is again as setup left it
+    experiment.parameters.activate(segments)
+    after = initial_state(experiment)
+    after.tensors = state.tensors
+    after.clients = {client: ClientState(held.round) for client, held in state.clients.items()}
+    if is_server:
+        experiment.method.begin_stage(state, after)
+    return after
 
 
 def snapshot(state: ServerState, round: int, history: dict[str, Any]) -> Checkpoint:
     """Makes a checkpoint of the server's state and what was reported so far."""
     moments = state.optimizer.state.get(state.vector, {})
-    return Checkpoint(
-        round,
-        {
-            "vector": state.vector,
-            **{f"optimizer.{name}": torch.as_tensor(value) for name, value in moments.items()},
-            # copies, as safetensors refuses tensors that share memory
-            **{f"method.{name}": value.clone() for name, value in state.tensors.items()},
-        },
-        {"history": history},
-    )
+    kept = {f"{client}.{n}": v for client, held in state.clients.items() for n, v in held.tensors.items()}
+    groups: dict[str, Mapping[str, Tensor]] = {
+        "optimizer": {name: torch.as_tensor(value) for name, value in moments.items()},
+        "method": state.tensors,
+        "backbone": state.backbone.changed,
+        "client": kept,
+    }
+    tensors: dict[str, Tensor] = {"vector": state.vector}
+    for group, members in groups.items():
+        # copies, as safetensors refuses tensors that share memory
+        tensors |= named(group, {name: value.clone() for name, value in members.items()})
+    clients = {str(client): held.round for client, held in state.clients.items()}
+    return Checkpoint(round, tensors, {"history": history, "clients": clients})
 
 
 def restore_state(state: ServerState, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's tensors into a state of the same length that `initial_state` made."""
     state.vector.data.copy_(checkpoint.tensors["vector"])
     device = state.vector.device
-    moments = {
-        name.removeprefix("optimizer."): v for name, v in checkpoint.tensors.items() if name.startswith("optimizer.")
-    }
+    moments = below("optimizer", checkpoint.tensors)
     if moments:
         # torch keeps the step count on the CPU and the moments beside the parameter
         state.optimizer.state[state.vector] = {n: v if n == "step" else v.to(device) for n, v in moments.items()}
-    state.tensors = {
-        name.removeprefix("method."): v.to(device)
-        for name, v in checkpoint.tensors.items()
-        if name.startswith("method.")
-    }
+    state.tensors = {name: v.to(device) for name, v in below("method", checkpoint.tensors).items()}
+    state.backbone.restore(below("backbone", checkpoint.tensors))
+    kept: dict[int, dict[str, Tensor]] = {int(client): {} for client in checkpoint.meta.get("clients", {})}
+    for name, value in below("client", checkpoint.tensors).items():
+        client, _, own = name.partition(".")
+        kept[int(client)][own] = value.to(device)
+    rounds = checkpoint.meta.get("clients", {})
+    state.clients = {client: ClientState(rounds[str(client)], tensors) for client, tensors in kept.items()}

@@ -4,33 +4,27 @@ Every worker runs the same function. The server worker alone holds the server's 
 of the round only what travelled to them.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from fedsim.briefing import Briefing, brief, tell
 from fedsim.checkpoint import Checkpoint, save_checkpoint
-from fedsim.client import Trained
-from fedsim.codec import VALUE_DTYPES, decode, encode
-from fedsim.errors import TrainingError
 from fedsim.evaluation import Evaluation
+from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
-from fedsim.jobs import personal_job, round_job
+from fedsim.jobs import require_finite, round_job
 from fedsim.ledger import Entry
-from fedsim.method import Plan, ServerState
-from fedsim.options import CommunicationOptions
+from fedsim.method import Arrived, ClientJob, ClientState, Plan, ServerState, Shared
+from fedsim.personalisation import evaluate_clients
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_steps, sample_cohort
 from fedsim.schedule import assign
 from fedsim.seeding import Purpose, generator
-from fedsim.server import initial_state, restore_state, snapshot
-from fedsim.sparse import SparseVector
-from fedsim.transport import Workers
-
-PERSONAL_CLIENTS = 20
-"""How many clients train on before they are evaluated: their vectors are held that long."""
+from fedsim.server import enter_stage, initial_state, restore_state, snapshot
+from fedsim.transport import Workers, pack, unpack
 
 
 @dataclass(frozen=True)
@@ -62,13 +56,16 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
         TrainingError: training diverged, or a payload cannot be encoded; it names client and round.
         WorkerLost: another worker stopped.
     """
-    state = initial_state(experiment.parameters, experiment.server)
+    facts, _ = workers.tell({"done": checkpoint.round if checkpoint else 0}, {})
+    done, method = facts["done"], experiment.method
+    experiment.parameters.activate(method.segments(max(1, done)))
+    state = initial_state(experiment)
     if checkpoint is not None:
         restore_state(state, checkpoint)
-    done = int(workers.broadcast([b"%d" % (checkpoint.round if checkpoint else 0)])[0])
     for round in range(done, experiment.run.rounds + 1):
         last = round == experiment.run.rounds
         if round > done:
+            state = enter_stage(experiment, state, round, workers.is_server)
             run_round(experiment, state, round, workers, files)
             if files is not None and (last or round % experiment.run.checkpoint_every_rounds == 0):
                 save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
@@ -88,49 +85,58 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
         workers: the processes that share it.
         files: the server worker's.
     """
-    method, partition, run, client = experiment.method, experiment.partition, experiment.run, experiment.client
-    cohort = sample_cohort(generator(run.seed, Purpose.COHORT, round), partition.clients, run.cohort_size)
-    examples = [partition.examples(member) for member in cohort]
-    plans = [method.plan(round, member) for member in cohort]
-    steps = [local_steps(n, client.batch_size, client.local_epochs, client.max_steps) for n in examples]
-    owners = assign(steps, workers.count)
-    if workers.is_server:
-        method.prepare(state, round)
+    method, population, run, client = experiment.method, experiment.population, experiment.run, experiment.client
+    exchange = Exchange(experiment.communication, state.layout.length)
+    cohort = sample_cohort(generator(run.seed, Purpose.COHORT, round), population.clients, run.cohort_size)
+    briefing = brief(method, state, round, cohort, workers)
+    shared, plans = briefing.shared, briefing.plans
 
-    # Down: encoded once for all clients of a plan. Who has no examples takes part with weight zero and pays no bytes.
-    downloads = _send_down(experiment, state, round, [p for p, n in zip(plans, examples, strict=True) if n], workers)
-    starts = {plan: decode(payload)[0].to_dense().to(state.vector) for plan, payload in downloads.items()}
-    mine = [at for at, owner in enumerate(owners) if owner == workers.rank and examples[at]]
-    jobs = [round_job(experiment, round, at, cohort[at], plans[at], starts[plans[at]]) for at in mine]
+    # Who has no examples, or is dropped, takes part with weight zero: no download, no work, no bytes.
+    examples = [population.examples(member) for member in cohort]
+    active = {at: plan for at, plan in enumerate(plans) if plan is not None and examples[at]}
+    costs = [local_steps(n, client.batch_size, client.local_epochs, client.max_steps) for n in examples]
+    owners = assign([cost if at in active else 0 for at, cost in enumerate(costs)], workers.count)
 
-    # Local work, and up: what a client logged travels beside its upload, outside the ledger.
-    uploads: dict[int, bytes] = {}
-    logs: dict[int, bytes] = {}
+    # Down: encoded once for all clients of a plan.
+    downloads = _send_down(experiment, exchange, state, shared, list(active.values()), workers)
+    jobs = _jobs(experiment, exchange, briefing, cohort, [at for at in active if owners[at] == workers.rank], downloads)
+
+    # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
+    messages: dict[int, bytes] = {}
+    kept: dict[int, bytes] = {}
     for trained in experiment.trainer.train(jobs):
         at = trained.job.position
-        _require_finite(trained.vector, f"the update of client {cohort[at]} in round {round}")
-        upload = method.upload(trained.job, trained.vector)
+        require_finite(trained.vector, f"the update of client {cohort[at]} in round {round}")
         what = f"the upload of client {cohort[at]} in round {round}"
-        uploads[at] = _encode(experiment.communication, upload, what, examples[at])
-        logs[at] = json.dumps(trained.logged).encode()
-    logged = dict(workers.gather(logs, owners))
+        sent = exchange.send_upload(method, trained, examples[at], what)
+        messages[at] = sent.payload
+        kept[at] = pack({"logged": trained.logged}, sent.state)
+    at_home = {at: unpack(packed, state.vector.device) for at, packed in workers.gather(kept, owners) if packed}
 
-    aggregate = method.aggregate(state)
-    for at, payload in workers.gather(uploads, owners):
+    seconds = 0.0
+    aggregate = method.aggregate(state, shared)
+    for at, payload in workers.gather(messages, owners):
         if payload:
-            upload, count = decode(payload)
-            aggregate.add(upload, count if experiment.server.weighting == "examples" else 1)
+            arrived = _arrived(experiment, exchange, shared, cohort[at], active[at], payload, state.vector)
+            started = time.perf_counter()
+            aggregate.add(arrived)
+            seconds += time.perf_counter() - started
+        told, tensors = at_home.get(at, ({}, {}))
+        if at in active:
+            state.clients[cohort[at]] = ClientState(round, tensors)
         if files is not None:
-            download = downloads[plans[at]] if payload else b""
-            entry = Entry.of(round, cohort[at], owners[at], examples[at], payload, download)
-            files.trained(entry, json.loads(logged[at] or b"{}"))
+            download, trained_on = (downloads[active[at]], examples[at]) if at in active else (b"", 0)
+            entry = Entry.of(round, cohort[at], owners[at], trained_on, payload, download)
+            files.trained(entry, told.get("logged", {}))
 
+    started = time.perf_counter()
     update = aggregate.finish()
-    if update is not None:  # a cohort without any examples is a round without a step
+    if update is not None:  # a cohort that sends nothing is a round without a step
         method.step(state, update)
-        _require_finite(state.vector, f"the server's parameters after round {round}")
+        require_finite(state.vector, f"the server's parameters after round {round}")
     if files is not None:
-        files.round_done(round)
+        files.round_done(round, state.measures, state.notes, seconds + time.perf_counter() - started)
+    state.measures, state.notes = {}, []
 
 
 def evaluate(
@@ -149,21 +155,83 @@ def evaluate(
         The main view.
     """
     views = experiment.method.views(state) if workers.is_server else {}
-    sent = [part for name, vector in views.items() for part in (name.encode(), _raw(vector))]
-    travelled = workers.broadcast(sent if workers.is_server else None)
-    results: dict[str, Result] = {}
-    for name, raw in zip(travelled[::2], travelled[1::2], strict=True):
-        vector = torch.frombuffer(bytearray(raw), dtype=state.vector.dtype).to(state.vector.device)
-        results[name.decode()] = Result(vector, experiment.evaluator.evaluate(vector, workers))
+    names, found = tell(state, {"views": list(views)}, views, workers)
+    results = {
+        name: Result(found[name], experiment.evaluator.evaluate(found[name], workers)) for name in names["views"]
+    }
     main, *others = results
     by_class = _by_class(experiment, results[main].evaluation) if experiment.evaluation.per_class else {}
-    of_clients = _evaluate_clients(experiment, results[main].vector, round, workers)
+    of_clients = evaluate_clients(experiment, state, results[main].vector, round, workers)
     if files is not None:
         metrics = dict(results[main].evaluation.metrics)
         for view in others:
             metrics |= {f"{view}/{name}": value for name, value in results[view].evaluation.metrics.items()}
         files.evaluated(round, metrics | by_class | of_clients)
     return results[main]
+
+
+def _send_down(
+    experiment: Experiment,
+    exchange: Exchange,
+    state: ServerState,
+    shared: Shared,
+    plans: Sequence[Plan],
+    workers: Workers,
+) -> dict[Plan, bytes]:
+    """Encodes the download of every distinct plan on the server worker and brings them to all."""
+    method, distinct = experiment.method, list(dict.fromkeys(plans))
+    messages = None
+    if workers.is_server:
+        messages = [
+            exchange.write_download(
+                method.download(state, shared, plan),
+                method.download_support(shared, plan),
+                f"the download of round {shared.round}",
+            )
+            for plan in distinct
+        ]
+    return dict(zip(distinct, workers.broadcast(messages), strict=True))
+
+
+def _jobs(
+    experiment: Experiment,
+    exchange: Exchange,
+    briefing: Briefing,
+    cohort: Sequence[int],
+    positions: Sequence[int],
+    downloads: Mapping[Plan, bytes],
+) -> list[ClientJob]:
+    """Lays out this worker's jobs. Clients of one plan share one start, unless they have parts of their own."""
+    method, shared, like = experiment.method, briefing.shared, experiment.parameters.vector
+    received = {
+        plan: exchange.read_download(downloads[plan], method.download_support(shared, plan), like)
+        for at in positions
+        if (plan := briefing.plans[at]) is not None
+    }
+    starts = {plan: method.start(shared, download, ClientState()) for plan, download in received.items()}
+    jobs = []
+    for at in positions:
+        plan, held = briefing.plans[at], briefing.clients[at]
+        assert plan is not None
+        start = method.start(shared, received[plan], held) if held.tensors else starts[plan]
+        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, held))
+    return jobs
+
+
+def _arrived(
+    experiment: Experiment,
+    exchange: Exchange,
+    shared: Shared,
+    client: int,
+    plan: Plan,
+    payload: bytes,
+    like: Tensor,
+) -> Arrived:
+    """Reads a client's message at the server."""
+    support = experiment.method.upload_support(shared, plan)
+    update, beside, examples = exchange.read_upload(payload, support, like)
+    weight = examples if experiment.server.weighting == "examples" else 1
+    return Arrived(client, plan, update, beside, examples, weight)
 
 
 def _by_class(experiment: Experiment, evaluation: Evaluation) -> dict[str, float]:
@@ -173,59 +241,3 @@ def _by_class(experiment: Experiment, evaluation: Evaluation) -> dict[str, float
         return {}
     names = experiment.data.label_names or range(len(values))
     return {f"class/{str(name).replace('/', '_')}": value for name, value in zip(names, values.tolist(), strict=True)}
-
-
-def _evaluate_clients(experiment: Experiment, vector: Tensor, round: int, workers: Workers) -> dict[str, float]:
-    """Evaluates clients on their own examples, as the server's parameters are, and after training on from them."""
-    evaluator, epochs = experiment.client_evaluator, experiment.evaluation.local_epochs
-    if evaluator is None:
-        return {}
-    metrics = evaluator.evaluate(vector, workers)
-    if epochs:
-        mine = list(enumerate(evaluator.clients))[workers.rank :: workers.count]
-        metrics |= evaluator.evaluate_personal(_personal_vectors(experiment, round, mine, vector), workers)
-    return metrics
-
-
-def _personal_vectors(
-    experiment: Experiment, round: int, clients: Sequence[tuple[int, int]], vector: Tensor
-) -> Iterator[Trained]:
-    """Trains clients, given as (position, client), on from a vector; a few are held at a time."""
-    for first in range(0, len(clients), PERSONAL_CLIENTS):
-        few = clients[first : first + PERSONAL_CLIENTS]
-        jobs = [personal_job(experiment, round, at, client, vector) for at, client in few]
-        # All of the few first, as an evaluation between two of them would load into what the trainer is using.
-        for trained in list(experiment.trainer.train(jobs)):
-            _require_finite(trained.vector, f"client {trained.job.client}, trained on after round {round}")
-            yield trained
-
-
-def _send_down(
-    experiment: Experiment, state: ServerState, round: int, plans: Sequence[Plan], workers: Workers
-) -> dict[Plan, bytes]:
-    """Encodes the download of every distinct plan on the server worker and brings them to all."""
-    distinct = list(dict.fromkeys(plans))
-    payloads = None
-    if workers.is_server:
-        vectors, what = [experiment.method.download(state, plan) for plan in distinct], f"the download of round {round}"
-        payloads = [_encode(experiment.communication, vector, what) for vector in vectors]
-    return dict(zip(distinct, workers.broadcast(payloads), strict=True))
-
-
-def _encode(options: CommunicationOptions, vector: SparseVector, what: str, examples: int = 0) -> bytes:
-    """Encodes a payload; values that its dtype cannot hold end the run."""
-    try:
-        return encode(vector, options.index_coding, VALUE_DTYPES[options.value_dtype], examples)
-    except ValueError as error:
-        raise TrainingError(f"{what}: {error}") from error
-
-
-def _require_finite(vector: Tensor, what: str) -> None:
-    """Stops a run that diverged."""
-    broken = int((~vector.isfinite()).sum())
-    if broken:
-        raise TrainingError(f"{what}: {broken} of {len(vector)} values are not finite; lower client.lr or server.lr")
-
-
-def _raw(vector: Tensor) -> bytes:
-    return vector.detach().cpu().numpy().tobytes()

@@ -67,10 +67,57 @@ class SparseVector:
         """How many values travel."""
         return self.values.numel()
 
+    def within(self, support: Tensor) -> "SparseVector":
+        """Rewrites the vector over the entries of a support, which both sides of a transfer know.
+
+        Args:
+            support: int64 (m,), strictly increasing, in [0, length).
+
+        Returns:
+            A vector of length m, dense where it has a value for each entry of the support.
+
+        Raises:
+            ValueError: some kept entry lies outside the support.
+        """
+        if self.indices is None:
+            return SparseVector.dense(self.values.index_select(0, support))
+        if torch.equal(self.indices, support):
+            return SparseVector.dense(self.values)
+        places = torch.searchsorted(support, self.indices)
+        outside = (
+            int((support[places.clamp(max=len(support) - 1)] != self.indices).sum()) if len(support) else self.count
+        )
+        if outside:
+            raise ValueError(f"{outside} of {self.count} entries lie outside the {len(support)} that may travel")
+        return SparseVector(len(support), self.values, places)
+
+    def beyond(self, support: Tensor, length: int) -> "SparseVector":
+        """Undoes `within`: a vector over a support (m,) becomes one of `length` entries, zero outside."""
+        indices = support if self.indices is None else support.index_select(0, self.indices)
+        return SparseVector(length, self.values, indices)
+
+
+@dataclass(frozen=True, eq=False)
+class IndexSet:
+    """Some of the entries of a vector, without values: a mask that travels alone.
+
+    Attributes:
+        length: number of entries of the whole vector.
+        indices: int64 (k,), strictly increasing, in [0, length).
+    """
+
+    length: int
+    indices: Tensor
+
 
 def kept_entries(density: float, length: int) -> int:
     """How many of `length` entries are kept at a density in (0, 1]: the fraction rounded down, and at least one."""
     return max(1, int(density * length))
+
+
+def density_of(kept: int, length: int) -> float:
+    """The density at which `kept_entries` keeps exactly so many of `length`, at least one."""
+    return min(1.0, (kept + 0.5) / length)
 
 
 def require_density(name: str, density: float) -> float:

@@ -3,11 +3,14 @@
 Only flat uint8 buffers and their sizes travel; nothing is pickled. With one worker nothing travels at all.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.errors import WorkerLost
@@ -54,6 +57,21 @@ class Workers:
         flat = _to_tensor(b"".join(payloads)) if payloads else torch.empty(int(sizes.sum()), dtype=torch.uint8)
         flat = torch.cat([self._from_server(piece) for piece in flat.split(self._piece)] or [flat])
         return [part.numpy().tobytes() for part in flat.split(sizes.tolist())]
+
+    def tell(self, facts: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Tells every worker what the server worker knows; outside the ledger, as nothing of it crosses a network.
+
+        Args:
+            facts: anything that JSON can hold, on the server worker; others' are not read.
+            tensors: likewise, by name.
+
+        Returns:
+            Both, on every worker; tensors on its device.
+        """
+        if self.count == 1:
+            return facts, tensors
+        (packed,) = self.broadcast([pack(facts, tensors)] if self.is_server else None)
+        return (facts, tensors) if self.is_server else unpack(packed, self.device)
 
     def gather(self, payloads: Mapping[int, bytes], owners: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """Brings every worker's payloads to the server worker: sizes first, then padded buffers in bounded pieces.
@@ -112,6 +130,24 @@ class Workers:
                 for own, row, length in zip(kept, rows.view(self.count, -1), lengths, strict=True):
                     own.append(row[: max(0, length - number * self._piece)].cpu())
         return [torch.cat(own) for own in kept] if self.is_server else []
+
+
+def pack(facts: dict[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Writes what JSON can hold, and tensors by name, as bytes; nothing is pickled."""
+    text = json.dumps(facts).encode()
+    # Copies, as safetensors refuses tensors that share memory.
+    return (
+        len(text).to_bytes(8, "little")
+        + text
+        + save({n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()})
+    )
+
+
+def unpack(packed: bytes, device: torch.device) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads what `pack` wrote; tensors come to a device."""
+    end = 8 + int.from_bytes(packed[:8], "little")
+    tensors = {name: tensor.to(device) for name, tensor in load(packed[end:]).items()}
+    return json.loads(packed[8:end]), tensors
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedsim.errors import ConfigurationError
+from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.reporting import peak_memory_bytes, write_atomically
 from launch.arguments import Arguments
 
@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
+    parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1 or arguments.threads < 1:
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
         return _payload(arguments.repeats)
     if arguments.population is not None:
         return _population(arguments.population, arguments.repeats)
+    if arguments.server is not None:
+        return _server(arguments.server, arguments.repeats)
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
@@ -153,6 +156,23 @@ def _payload(repeats: int) -> int:
 
     for row in payload_times(600_000, repeats):
         print("  ".join(f"{name} {value:g}" for name, value in row.items()))
+    return 0
+
+
+def _server(name: str, repeats: int) -> int:
+    from launch.benchmarks.server_work import METHODS, Size, server_time
+
+    if name not in METHODS:
+        raise unknown_name("method to measure", name, METHODS)
+    spent, size = server_time(METHODS[name](), repeats), Size()
+    whole = 4 * size.modules * size.width**2
+    print(
+        f"{name}, {size.clients} clients, {size.modules} modules of {size.width} by {size.width}: "
+        f"{spent.cpu_seconds * 1e3:.0f} ms of CPU time, {spent.seconds * 1e3:.0f} ms by the clock, each the least of "
+        f"{repeats}; {spent.peak_bytes / 1e6:.0f} MB beyond the {spent.upload_bytes / 1e6:.0f} MB that arrived; "
+        f"{spent.whole_matrices} matrices of {size.width} by {size.width} made (all modules: {whole / 1e6:.0f} MB); "
+        f"product error {spent.product_error:.2e}"
+    )
     return 0
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from data_partitions.dataset import FederatedData
 from data_partitions.holding_out import hold_out
 from data_partitions.partition import Partition
+from fedsim.arrangement import Arrangement
 from fedsim.backbone import load_backbone
 from fedsim.client import ClientModule, SequentialTrainer, Trainer
 from fedsim.client_evaluation import ClientEvaluator
@@ -21,11 +22,13 @@ from fedsim.data import Examples
 from fedsim.errors import ConfigurationError
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
+from fedsim.frozen import FrozenBackbone
 from fedsim.method import Method
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions
 from fedsim.packed import PackedTrainer, why_not_packed
 from fedsim.parameters import FlatParameters
+from fedsim.penalties import all_penalties
 from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.task import Task, task_of
 from launch.configuration import Settings
@@ -79,13 +82,15 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     check_tokens(data, backbone)
     model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
     parameters = FlatParameters(model)
+    settings.method.check(parameters.layout)
     task = task_of(data)
     train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
     try_one_example(settings, model, task, train, test, fabric)
     module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)
-    trainer, pack, note = _trainer(settings.client, settings.method, module, parameters, train, fabric.autocast)
+    arranged = settings.method.arrange(Arrangement(training, settings.client, settings.run))
+    trainer, pack, note = _trainer(arranged.client, settings.method, module, parameters, train, fabric.autocast)
 
     def evaluator(examples: Examples) -> Evaluator:
         return Evaluator(
@@ -96,18 +101,30 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         method=settings.method,
         data=data,
         partition=training,
+        population=arranged.population,
         parameters=parameters,
+        backbone=FrozenBackbone(model),
         trainer=trainer,
         evaluator=evaluator(test),
         client_evaluator=_client_evaluator(settings, held_out, evaluator(train), fabric.device),
-        client=settings.client,
+        client=arranged.client,
         server=settings.server,
         communication=settings.communication,
         evaluation=settings.evaluation,
-        run=settings.run,
+        run=arranged.run,
     )
-    notes = (*data.notes, *([note] if note else []))
+    notes = (*data.notes, *([note] if note else []), *_personal_note(settings))
     return Built(experiment, model, partition, held_out, task, pack, notes)
+
+
+def _personal_note(settings: Settings) -> tuple[str, ...]:
+    """Tells who keeps parts of P with the clients where their models are, and that nobody looks."""
+    if not settings.method.personal_parts or settings.evaluation.held_out:
+        return ()
+    return (
+        f"{settings.method.label}'s clients keep parts of their own, and the accuracy shown is of a mean that nobody "
+        "has: give --evaluation.held_out 0.2 to see theirs, as clients/accuracy",
+    )
 
 
 def _hold_out(settings: Settings, partition: Partition, task: str) -> tuple[Partition, Partition | None]:
@@ -221,7 +238,8 @@ def _trainer(
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> tuple[Trainer, int, str | None]:
     """Chooses the trainer: packed where it was asked for and the module allows it."""
-    optimizer, penalty, note = local_optimizer(options), method.penalty(), None
+    optimizer, note = local_optimizer(options), None
+    penalty = all_penalties(method.penalty(), options.proximal_mu)
     if options.pack > 1:
         reason = why_not_packed(module, parameters.layout)
         if reason is None and options.backbone_dropout:

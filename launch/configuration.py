@@ -73,6 +73,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         built = parser.instantiate(config)
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise explain(error, parser, arguments) from error
+    _refuse_server_keys(built.method, argv)
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
     if built.client.module is not None:
@@ -197,6 +198,16 @@ def _resolve_folders(config: Namespace) -> None:
     for name in ("path", "train_path", "test_path", "cache", "tokenizer"):
         if isinstance(arguments.get(name), str):
             arguments[name] = _absolute(arguments[name])
+
+
+def _refuse_server_keys(method: Method, argv: Sequence[str]) -> None:
+    """Refuses an optimiser given by hand to a method that has none; presets and config.yaml spell the keys anyway."""
+    given = [argument.partition("=")[0] for argument in argv if argument.startswith("--server.")]
+    if method.assigns and given:
+        raise ConfigurationError(
+            f"{given[0]} is given, but {method.label} takes over what it aggregates and steps nothing; leave it out "
+            "(a method that weighs clients has method.weighting)"
+        )
 
 
 def _absolute(path: str) -> str:

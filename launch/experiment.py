@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 import fedsim
 from data_partitions.errors import DataError
 from data_partitions.partition import Partition
-from fedsim.adapters import export_adapter
+from fedsim.adapters import export_adapter, export_backbone
 from fedsim.checkpoint import Checkpoint
 from fedsim.errors import ConfigurationError
 from fedsim.ledger import require_length
@@ -98,7 +99,8 @@ def _check_continuation(path: Path, checkpoint: Checkpoint, built: Built) -> Non
     """Refuses to go on from files that do not belong to what data and settings give now."""
     if Partition.load(path / "partition.npz").digest() != built.partition.digest():
         raise ConfigurationError(f"{path / 'partition.npz'} is not what data and settings give; were the data changed?")
-    held, expected = len(checkpoint.tensors["vector"]), built.experiment.parameters.layout.length
+    held = len(checkpoint.tensors["vector"])
+    expected = built.experiment.parameters.layout.count(built.experiment.method.segments(max(1, checkpoint.round)))
     if held != expected:
         raise ConfigurationError(
             f"the checkpoint in {path} holds {held} trainable values, these settings have {expected}; "
@@ -108,9 +110,16 @@ def _check_continuation(path: Path, checkpoint: Checkpoint, built: Built) -> Non
 
 
 def _export(built: Built, result: Result, folder: Path, backbone_path: str) -> None:
-    """Writes the main view as a PEFT folder."""
-    built.experiment.parameters.load(result.vector)
+    """Writes the main view as a PEFT folder, behind the backbone where that changed."""
+    experiment = built.experiment
+    experiment.parameters.load(result.vector)
+    changed = experiment.backbone.changed or "backbone" in experiment.parameters.layout.segments()
+    if changed:
+        export_backbone(built.model, folder / "backbone")
+        backbone_path = str(folder.resolve() / "backbone")
     export_adapter(built.model, folder / "adapter", backbone_path)
+    if not changed:  # the run may have ended in an earlier stage before it went on
+        shutil.rmtree(folder / "backbone", ignore_errors=True)
 
 
 def _identity(settings: Settings, built: Built, workers: int) -> dict[str, Any]:

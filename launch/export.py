@@ -1,5 +1,6 @@
 """`fedsim export`: takes a run's result away as plain transformers or PEFT folders."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _adapted(run: Path) -> "PeftModel":
-    """Loads the backbone that the run started from, and its adapter on it."""
+    """Loads the backbone that the run started from, or what the method made of it, and the run's adapter on it."""
     from peft import PeftModel
 
     from fedsim.backbone import quiet
@@ -51,6 +52,8 @@ def _adapted(run: Path) -> "PeftModel":
     from launch.configuration import read_settings
 
     settings = read_settings(["--config", str(run / "config.yaml")])
+    if (run / "backbone").is_dir():
+        settings = dataclasses.replace(settings, backbone_path=str(run / "backbone"))
     backbone = frozen_backbone(settings, settings.data.load())
     with quiet():
         return PeftModel.from_pretrained(backbone, str(run / "adapter"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fedsim.options import require
 from launch.arguments import Arguments
 from launch.reports.report import parse_target, report
 
@@ -14,8 +15,14 @@ def main(argv: Sequence[str]) -> int:
     parser = Arguments("report", "Table and figure of finished runs: a metric against uploaded bytes.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or directories that hold some")
     parser.add_argument("--target", help="a metric and the value to reach, as accuracy=0.8")
+    parser.add_argument(
+        "--budget", type=float, help="MB (10^6 bytes) of uploads: also tells the metric when they are spent"
+    )
     parser.add_argument("--out", type=Path, help="where to write; default: the runs' common parent")
     arguments = parser.parse_args(argv)
     target = None if arguments.target is None else parse_target(arguments.target)
-    report(arguments.runs, target, arguments.out, Console())
+    if arguments.budget is not None:
+        require("--budget", arguments.budget, 0 < arguments.budget < float("inf"), "megabytes above 0")
+    budget_bytes = None if arguments.budget is None else arguments.budget * 1e6
+    report(arguments.runs, target, arguments.out, Console(), budget_bytes)
     return 0

@@ -1,7 +1,8 @@
 """FLASC: dense local training, sparse communication.
 
 Kuo et al., "FLASC: Federated LoRA with Sparse Communication", Algorithm 1. Down: the k largest |P| (lines 5 and 10).
-The client trains all of P (lines 12 to 15). Up: the k largest of its update (lines 16 to 18).
+The client trains all of P (lines 12 to 15). Up: the k largest of its update (lines 16 to 18). With tiers (Section 4.4)
+k is the client's own.
 """
 
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedsim.method import ClientJob, Method, Plan, ServerState
+from fedsim.method import ClientJob, Download, Method, Plan, ServerState, Shared, Upload
 from fedsim.parameters import Layout
-from fedsim.sparse import SparseVector, as_fraction, require_density, topk_per_range
+from fedsim.sparse import SparseVector, as_fraction, density_of, require_density, topk_per_range
+from fedsim.tiers import Tiers, rank_slice
 
 
 @dataclass
@@ -23,58 +25,83 @@ class FLASC(Method):
     The published code evaluates the new P under the mask from before the step; here the main view is P as the next
     client would download it, unless `evaluate_before_step` asks for the former. P itself is never masked.
 
+    With tiers, a client uploads as many values as HetLoRA's client of its tier, head included, and downloads as many
+    unless download_density is given; then the main view is the highest tier's, and the others stand beside it. The
+    published code counts the head on top of the download's budget.
+
     Args:
-        upload_density: fraction of its update that a client sends, in (0, 1]; d_up in the paper.
-        download_density: fraction of P that the server sends, in (0, 1]; d_down. As upload_density where not given.
+        upload_density: fraction of its update that a client sends, in (0, 1]; d_up in the paper. Tiers replace it.
+        download_density: fraction of P that the server sends, in (0, 1]; d_down. As what is uploaded where not given.
         topk_scope: choose over the whole flat vector, head included, or the same fraction of every layer (Appendix A:
             the former tended to perform better).
         evaluate_before_step: evaluate P under the mask that was downloaded in the round, as the published code does.
+        tiers: how many upload budgets there are among the clients; none where not given, and
+            everybody has upload_density.
+        tier_base: each tier's budget over the one below it, r_base; the largest that leaves the lowest tier a LoRA
+            rank of 1 where not given.
     """
 
     upload_density: float = 0.25
     download_density: float | None = None
     topk_scope: Literal["global", "layer"] = "global"
     evaluate_before_step: bool = False
+    tiers: int | None = None
+    tier_base: int | None = None
 
     def __post_init__(self) -> None:
         require_density("method.upload_density", self.upload_density)
         if self.download_density is not None:
             require_density("method.download_density", self.download_density)
+        self._tiers = Tiers(self.tiers or 1, self.tier_base, self.lora_rank)
 
     @property
     def label(self) -> str:
         """FLASC and its densities: of the upload, and of the download where it differs."""
-        plan = self.plan(0, 0)
-        down = "" if plan.download_density == plan.upload_density else f", down {as_fraction(plan.download_density)}"
-        return f"FLASC {as_fraction(plan.upload_density)}{down}"
+        given, up = self.download_density, as_fraction(self.upload_density)
+        down = "" if given is None or (given == self.upload_density and self._tiers.count == 1) else as_fraction(given)
+        return f"FLASC {self._tiers.label if self._tiers.count > 1 else up}{down and f', down {down}'}"
 
-    def prepare(self, state: ServerState, round: int) -> None:
+    def check(self, layout: Layout) -> None:
+        """Tiers are ranks of adapters."""
+        if self._tiers.count > 1:
+            self._tiers.check(layout)
+
+    def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
         """Remembers M_down where the evaluation will ask for it (line 5)."""
         if self.evaluate_before_step:
-            state.tensors["download_mask"] = self._topk(
-                state.vector.detach(), self.plan(round, 0).download_density, state.layout
-            )
+            density = self._plan_of_rank(state.layout, self.lora_rank).download_density
+            state.tensors["download_mask"] = self._topk(state.vector.detach(), density, state.layout)
+        return {}
 
-    def plan(self, round: int, client: int) -> Plan:
-        """Asks the same densities of everybody."""
-        down = self.upload_density if self.download_density is None else self.download_density
-        return Plan(download_density=down, upload_density=self.upload_density)
+    def plan(self, state: ServerState, round: int, client: int) -> Plan:
+        """Asks the same densities of everybody, or those of the client's tier."""
+        return self._plan_of_rank(state.layout, self._tiers.rank_of(client, state.seed))
 
-    def download(self, state: ServerState, plan: Plan) -> SparseVector:
+    def download(self, state: ServerState, shared: Shared, plan: Plan) -> Download:
         """P_i = P * M_down (lines 5 and 10)."""
-        return self._sparse(state.vector.detach(), plan.download_density, state.layout)
+        return Download(self._sparse(state.vector.detach(), plan.download_density, state.layout))
 
-    def upload(self, job: ClientJob, trained: Tensor) -> SparseVector:
+    def upload(self, job: ClientJob, trained: Tensor) -> Upload:
         """dP_i = (P_i - P_i') * M_up,i (lines 16 to 18)."""
-        return self._sparse(job.reference - trained, job.plan.upload_density, job.layout)
+        return Upload(self._sparse(job.reference - trained, job.plan.upload_density, job.layout))
 
     def views(self, state: ServerState) -> dict[str, Tensor]:
-        """P as the next client would download it, and the whole P."""
-        whole = state.vector.detach()
-        masked = self._sparse(whole, self.plan(0, 0).download_density, state.layout)
+        """P as the next client would download it, per tier the highest first, and the whole P."""
+        whole, found = state.vector.detach(), {}
+        for rank in reversed(self._tiers.ranks):
+            name = "masked" if rank == self.lora_rank else f"rank{rank}"
+            density = self._plan_of_rank(state.layout, rank).download_density
+            found[name] = self._sparse(whole, density, state.layout).to_dense()
         if "download_mask" in state.tensors:
-            masked = SparseVector.at(whole, state.tensors["download_mask"])
-        return {"masked": masked.to_dense(), "full": whole}
+            found["masked"] = SparseVector.at(whole, state.tensors["download_mask"]).to_dense()
+        return {**found, "full": whole}
+
+    def _plan_of_rank(self, layout: Layout, lora_rank: int) -> Plan:
+        """The densities of a client whose budget is that of this rank."""
+        up = self.upload_density
+        if self._tiers.count > 1:
+            up = density_of(len(rank_slice(layout, lora_rank)), layout.length)
+        return Plan(download_density=up if self.download_density is None else self.download_density, upload_density=up)
 
     def _sparse(self, vector: Tensor, density: float, layout: Layout) -> SparseVector:
         if density == 1:

@@ -23,11 +23,10 @@ class LinearProbe(Method):
     lora_rank: int = field(init=False, default=1)
     lora_alpha: float = field(init=False, default=1.0)
     lora_dropout: float = field(init=False, default=0.0)
+    lora_targets: str | list[str] = field(init=False, default="query")
 
     def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:
-        """Freezes the adapters; what is left to train is the head."""
-        model = super().setup(backbone, seed)
-        for name, parameter in model.named_parameters():
-            if ".lora_" in name:
-                parameter.requires_grad_(False)
-        return model
+        """Leaves the head alone to train."""
+        from fedsim.adapters import add_zero_adapter
+
+        return add_zero_adapter(backbone, seed)

@@ -1,5 +1,6 @@
 """Every entry of the battery on the same workers, and what their collectives carried."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,38 @@ from launch.experiment import run_on
 from tests import tiny
 
 COMMON = ("--rounds", "6", "--cohort_size", "5", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2")
-BATTERY: dict[str, tuple[str, ...]] = {
-    "LoRA": ("--method", "LoRA", "--server.weighting", "examples"),
-    "LinearProbe": ("--method", "LinearProbe"),
-    "FLASC": ("--method", "FLASC", "--method.upload_density", "0.0625", "--method.download_density", "0.25"),
-}
-"""Options by method: every method there is has an entry."""
-
 CLIENTS = ("--evaluation.held_out", "0.2", "--evaluation.clients", "7", "--evaluation.local_epochs", "1")
+
+BATTERY: dict[str, tuple[str, ...]] = {
+    "AdapterLTH": ("--method.prune_fraction", "0.2"),
+    "Centralised": (),
+    "FedExLoRA": (),
+    "FedIT": (),
+    "FedSALoRA": CLIENTS,
+    "FedSparsifyGlobal": ("--method.prune_fraction", "0.2"),
+    "FederatedSelect": (),
+    "FFALoRA": (),
+    "FLASC": ("--method.upload_density", "0.0625", "--method.download_density", "0.25"),
+    "FlexLoRA": (),
+    "FLoRANA": (),
+    "FLoRAStacking": (),
+    "FullFineTuning": (),
+    "HetLoRA": (),
+    "HighestTierOnly": (),
+    "LinearProbe": (),
+    "LocalOnly": CLIENTS,
+    "LoRA": ("--server.weighting", "examples"),
+    "LoRAFAIR": (),
+    "LowestTier": (),
+    "RoLoRA": (),
+    "SLoRA": ("--method.stage_one_rounds", "3"),
+    "SparseAdapter": (),
+    "SPDST": (),
+}
+"""Options by method, beside its name: every method there is has an entry."""
+
+NOT_PACKED = {"FedSparsifyGlobal", "FullFineTuning", "SLoRA", "SPDST"}
+"""Methods that train more than linear layers, whose clients therefore train one after another."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "packed": ("--method", "FLASC", "--client.pack", "3", "--method.lora_dropout", "0.1", *CLIENTS),
@@ -37,6 +62,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "1e-3",
         "--method.lora_dropout",
         "0.1",
+    ),
+    "tiers": ("--method", "FLASC", "--method.tiers", "3"),
+    "error feedback": ("--method", "FLASC", "--communication.error_feedback", "true", "--client.proximal_mu", "0.1"),
+    "pruned ranks": (
+        *("--method", "HetLoRA", "--method.tail_penalty", "0.01", "--method.rank_decay", "0.7"),
+        *("--method.aggregation", "sparsity"),
     ),
     "photographs": ("--method", "FLASC", "--data", "tests.battery.Photographs", "--backbone.path", "{here}/vit"),
     "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm", *CLIENTS),
@@ -72,7 +103,8 @@ def entries(folder: Path) -> dict[str, list[str]]:
             with torch.random.fork_rng(), quiet():
                 torch.manual_seed(1)
                 tiny.BACKBONES[name](**options).save_pretrained(folder / name)
-    return {name: [o.format(here=folder) for o in options] for name, options in {**BATTERY, **VARIANTS}.items()}
+    methods = {name: ("--method", name, *options) for name, options in BATTERY.items()}
+    return {name: [o.format(here=folder) for o in options] for name, options in {**methods, **VARIANTS}.items()}
 
 
 class Spy:
@@ -95,11 +127,13 @@ class Spy:
         return call
 
 
-def run_all(folder: Path) -> None:
-    """Runs everything, as one of several workers; each leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
+def run_all(folder: Path, names: Sequence[str]) -> None:
+    """Runs entries as one of several workers; each leaves what it sent in FOLDER/<name>-carried-<rank>.pt."""
     fabric, workers = start_workers("cpu", "32-true", 1)
     spy = Spy()
-    for name, options in entries(folder).items():
+    options_of = entries(folder)
+    for name in names:
+        options = options_of[name]
         spy.carried.clear()
         settings = read_settings([*COMMON, *options, "--run_dir", str(folder / name)])
         run_on(settings, fabric, workers, Console(quiet=True))

@@ -49,7 +49,7 @@ def test_three_rounds_equal_the_listing(method: str, down: float, up: float, pre
 
 
 def _engine(experiment: simulation.Experiment, workers: Workers) -> list[Tensor]:
-    state: ServerState = simulation.initial_state(experiment.parameters, experiment.server)
+    state: ServerState = simulation.initial_state(experiment)
     after = []
     for round in range(1, ROUNDS + 1):
         simulation.run_round(experiment, state, round, workers, None)

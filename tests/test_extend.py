@@ -150,7 +150,7 @@ def test_the_method_sends_what_is_larger_than_its_threshold(run: Run) -> None:
     """By hand for five entries; in the run, the ledger counts them for every client, and they differ."""
     method = run.extension.MyMethod(threshold=0.5)
     job = SimpleNamespace(reference=torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0]))
-    sent = method.upload(job, torch.tensor([1.25, 0.25, 0.5, 1.75, 1.0]))
+    sent = method.upload(job, torch.tensor([1.25, 0.25, 0.5, 1.75, 1.0])).update
     assert sent.indices.tolist() == [1, 3]
     assert sent.values.tolist() == [0.75, -0.75]
     threshold = float(given(COMMANDS[0], "--method.threshold"))

@@ -3,18 +3,32 @@ bytes of the ledger."""
 
 import csv
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
-from fedsim.codec import decode
+from fedsim.codec import decode_message, values_in
 from launch.__main__ import main
 from launch.registry import choices
 from tests.battery import BATTERY, COMMON, VARIANTS, entries, run_all
 from tests.workers import kill, launch, run, wait
 
-ENTRIES = {**BATTERY, **VARIANTS}
+MAGIC = b"FSV1"
+ALONE = "Centralised"
+"""The one entry with one client a round, and so with one worker that trains."""
+
+EVERYTHING = (*BATTERY, *VARIANTS)
+
+
+class Together(NamedTuple):
+    """Entries that ran on several workers."""
+
+    workers: int
+    names: Sequence[str]
+    folder: Path
 
 
 def rows(path: Path, but: str) -> list[dict[str, str]]:
@@ -23,10 +37,10 @@ def rows(path: Path, but: str) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != but} for row in csv.DictReader(file)]
 
 
-def bits(run: Path) -> tuple[list[dict[str, str]], list[dict[str, str]], bytes]:
-    """All that must be the same: metrics but for seconds, the ledger but for workers, the adapter."""
-    adapter = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    return rows(run / "metrics.csv", "seconds"), rows(run / "ledger.csv", "worker"), adapter
+def bits(run: Path) -> tuple[list[dict[str, str]], list[dict[str, str]], dict[str, bytes]]:
+    """All that must be the same: metrics but for seconds, the ledger but for workers, adapter and changed backbone."""
+    weights = {path.parent.name: path.read_bytes() for path in run.glob("*/*.safetensors")}
+    return rows(run / "metrics.csv", "seconds"), rows(run / "ledger.csv", "worker"), weights
 
 
 @pytest.fixture(scope="module")
@@ -38,64 +52,72 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
-    """The same on several workers, started once for all entries."""
-    folder = tmp_path_factory.mktemp(f"workers{request.param}")
+@pytest.fixture(scope="module", params=[(2, EVERYTHING), (3, (*VARIANTS, "FedSALoRA")), (4, ("FLASC", "FedExLoRA"))])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """Entries on several workers, started once for all of them."""
+    workers, names = request.param
+    folder = tmp_path_factory.mktemp(f"workers{workers}")
     entries(folder)  # saved here, and not by one of the workers while another reads
-    launcher = launch(request.param, run_all, folder, said=folder / "said")
+    launcher = launch(workers, run_all, folder, names, said=folder / "said")
     assert wait(launcher, 240) == 0, (folder / "said").read_text()
-    return request.param, folder
+    return Together(workers, names, folder)
 
 
 def test_the_battery_covers_every_method() -> None:
     assert set(BATTERY) == {choice.name for choice in choices("methods")}
 
 
-def test_any_number_of_workers_gives_the_same_bits(alone: Path, together: tuple[int, Path]) -> None:
-    workers, folder = together
-    for name in ENTRIES:
+def test_any_number_of_workers_gives_the_same_bits(alone: Path, together: Together) -> None:
+    workers, names, folder = together
+    for name in names:
         assert bits(folder / name) == bits(alone / name), f"{name} on {workers} workers"
-        assert {row["worker"] for row in rows(folder / name / "ledger.csv", "round")} == {
-            str(w) for w in range(workers)
-        }
+        ledger = rows(folder / name / "ledger.csv", "round")
+        assert {row["worker"] for row in ledger} <= {str(w) for w in range(workers)}
+    assert all(len({row["worker"] for row in rows(folder / n / "ledger.csv", "")}) > 1 for n in names if n != ALONE)
 
 
-def test_collectives_carry_the_bytes_of_the_ledger(together: tuple[int, Path]) -> None:
+def test_collectives_carry_the_bytes_of_the_ledger(together: Together) -> None:
     """Every client's encoded upload is found, whole and once, in what its worker put into the all-gather, with nothing
-    but padding and the clients' logs beside it; every round's download in what the server worker broadcast."""
-    workers, folder = together
-    for name in ENTRIES:
+    but padding behind it; every client's download in what the server worker broadcast."""
+    workers, names, folder = together
+    for name in names:
         carried = [torch.load(folder / f"{name}-carried-{w}.pt", weights_only=True) for w in range(workers)]
         ledger = rows(folder / name / "ledger.csv", "")
         gathers = [[bytes(b.tolist()) for kind, b in own if kind != "broadcast"] for own in carried]
-        uploads = sum(
-            _take_uploads(
-                gathers[w][2 * (number - 1) + 1],
-                [r for r in ledger if r["round"] == str(number) and r["worker"] == str(w)],
-            )
-            for number in range(1, 7)
-            for w in range(workers)
-        )
-        assert uploads == sum(int(row["upload_bytes"]) for row in ledger) > 0
-        assert [len(own) for own in gathers] == [2 * 6] * workers  # logs and uploads, once a round, in one piece
         broadcasts = [bytes(b.tolist()) for kind, b in carried[0] if kind == "broadcast"]
+        downloads = iter([b for b in broadcasts if b.startswith(MAGIC)])
+        uploads = [iter(own) for own in gathers]
         for number in range(1, 7):
-            (size,) = {int(row["download_bytes"]) for row in ledger if row["round"] == str(number)} - {0}
-            assert any(len(b) == size and decode(b) for b in broadcasts)
+            of_round = [row for row in ledger if row["round"] == str(number)]
+            if any(int(row["upload_bytes"]) for row in of_round):
+                for w in range(workers):
+                    next(uploads[w])  # what the clients keep and log
+                    _take_uploads(next(uploads[w]), [row for row in of_round if row["worker"] == str(w)])
+            sizes = {int(row["download_bytes"]) for row in of_round} - {0}
+            if sizes:
+                assert sizes <= runs_of_payloads(next(downloads)), f"{name}, round {number}"
 
 
-def _take_uploads(buffer: bytes, entries: list[dict[str, str]]) -> int:
-    """Decodes a worker's payloads off its buffer in cohort order; the rest must be padding. Returns their length."""
+def runs_of_payloads(buffer: bytes) -> set[int]:
+    """The lengths of all messages that neighbouring payloads of a buffer could make up."""
+    ends = [0]
+    while ends[-1] < len(buffer):
+        size = next(n for n in range(ends[-1] + 1, len(buffer) + 1) if n == len(buffer) or buffer[n : n + 4] == MAGIC)
+        ends.append(size)
+    return {stop - start for start in ends for stop in ends if stop > start}
+
+
+def _take_uploads(buffer: bytes, entries: Sequence[dict[str, str]]) -> None:
+    """Decodes a worker's messages off its buffer in cohort order; the rest must be padding."""
     start = 0
     for entry in entries:
         size = int(entry["upload_bytes"])
         if size:
-            upload, examples = decode(buffer[start : start + size])
-            assert (upload.count, examples) == (int(entry["upload_values"]), int(entry["examples"]))
+            message = buffer[start : start + size]
+            _, examples = decode_message(message)
+            assert (values_in(message), examples) == (int(entry["upload_values"]), int(entry["examples"]))
         start += size
     assert not any(buffer[start:])
-    return start
 
 
 def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path) -> None:

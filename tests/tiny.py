@@ -17,7 +17,8 @@ from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
-from fedsim.method import ClientJob, Method, Penalty, Plan, ServerState
+from fedsim.frozen import FrozenBackbone
+from fedsim.method import Arrived, ClientJob, Method, Penalty, Plan, ServerState, Shared
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
@@ -25,6 +26,7 @@ from fedsim.parameters import FlatParameters, Layout, Place
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
 from fedsim.server import server_optimizer
+from fedsim.sparse import SparseVector
 from fedsim.task import task_of
 from fedsim.transport import Workers
 from methods.lora import LoRA
@@ -128,7 +130,7 @@ class Tiny:
         whole: dict[str, Any] = {
             "position": client,
             "plan": Plan(),
-            "layout": self.parameters.layout,
+            "shared": self.shared(),
             "start": start,
             "reference": start,
             "batches": local_batches(random, rows, batch_size, epochs, None),
@@ -136,6 +138,10 @@ class Tiny:
             "seed": 100 + client,
         }
         return ClientJob(client=client, **(whole | fields))
+
+    def shared(self, round: int = 1, **tensors: Tensor) -> Shared:
+        """What everybody knows of a round."""
+        return Shared(round, 0, self.parameters.layout, self.vector.clone(), tensors)
 
     def sequential(
         self, optimizer: LocalOptimizer | None = None, penalty: Penalty | None = None, module: Any = None
@@ -177,6 +183,7 @@ def experiment(tiny: Tiny, sizes: list[int], **fields: Any) -> Experiment:
         "data": tiny.data,
         "partition": partition(sizes),
         "parameters": tiny.parameters,
+        "backbone": FrozenBackbone(tiny.model),
         "trainer": tiny.sequential(),
         "evaluator": Evaluator(tiny.model, tiny.parameters, tiny.module.task, tiny.test, 8, nullcontext),
         "client": ClientOptions(batch_size=4),
@@ -184,7 +191,8 @@ def experiment(tiny: Tiny, sizes: list[int], **fields: Any) -> Experiment:
         "communication": CommunicationOptions(),
         "run": RunOptions(rounds=2, cohort_size=3, evaluate_every_rounds=1, checkpoint_every_rounds=1),
     }
-    return Experiment(**(whole | fields))
+    whole |= fields
+    return Experiment(**({"population": whole["partition"]} | whole))
 
 
 def layout_of(*sizes: int) -> Layout:
@@ -200,7 +208,19 @@ def server_state(values: list[float], layout: Layout | None = None, **options: A
     """A server that holds these values, in float64."""
     vector = nn.Parameter(torch.tensor(values, dtype=torch.float64))
     optimizer = server_optimizer(ServerOptions(**options), vector)
-    return ServerState(layout or layout_of(len(values)), vector, optimizer)
+    return ServerState(
+        layout or layout_of(len(values)), vector, optimizer, vector.detach().clone(), FrozenBackbone(nn.Module())
+    )
+
+
+def shared_of(state: ServerState, round: int = 1, **tensors: Tensor) -> Shared:
+    """What everybody knows of a round of this server."""
+    return Shared(round, state.seed, state.layout, state.initial, tensors)
+
+
+def arrived(update: SparseVector, weight: float = 1, client: int = 0, plan: Plan | None = None) -> Arrived:
+    """An upload at the server."""
+    return Arrived(client, plan or Plan(), update, (), int(weight), weight)
 
 
 LOCAL_OPTIMIZERS: dict[str, LocalOptimizer] = {

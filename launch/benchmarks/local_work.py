@@ -21,6 +21,7 @@ from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
+from fedsim.frozen import FrozenBackbone
 from fedsim.optimizers import SGD
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.packed import PackedTrainer
@@ -119,7 +120,9 @@ class Arena:
             method=LoRA(),
             data=data,
             partition=self._partition,
+            population=self._partition,
             parameters=parameters,
+            backbone=FrozenBackbone(model),
             trainer=trainer,
             evaluator=Evaluator(model, parameters, task, train, 256, nullcontext),
             client_evaluator=None,
@@ -133,7 +136,7 @@ class Arena:
 
         def train_round(round: int) -> Tensor:
             parameters.vector.copy_(start)
-            state = initial_state(parameters, experiment.server)
+            state = initial_state(experiment)
             run_round(experiment, state, round, workers, None)
             return start - state.vector.detach()
 

@@ -39,7 +39,9 @@ def parse_target(text: str) -> Target:
     return name, value
 
 
-def report(paths: Sequence[Path], target: Target | None, out: Path | None, console: Console) -> Path:
+def report(
+    paths: Sequence[Path], target: Target | None, out: Path | None, console: Console, budget_bytes: float | None = None
+) -> Path:
     """Tabulates and draws finished runs; writes report.png, report.svg, report.md and report.csv.
 
     Args:
@@ -47,6 +49,7 @@ def report(paths: Sequence[Path], target: Target | None, out: Path | None, conso
         target: a metric and the value to reach, or None for the main metric without a target.
         out: the folder to write to, made when missing; None for the common parent of the paths.
         console: where the table is printed.
+        budget_bytes: uploads of a run; the table then tells the metric when they are spent.
 
     Returns:
         The folder written to; a former report there is overwritten.
@@ -65,17 +68,17 @@ def report(paths: Sequence[Path], target: Target | None, out: Path | None, conso
     notes += [f"not drawn, no finite {metric}: {label}" for label, band in bands.items() if not band.mean.size]
     goal = target[1] if target else None
     higher = _higher_is_better(curves, metric)
-    rows = [row_of(curve, metric, goal, higher) for curve in curves]
+    rows = [row_of(curve, metric, goal, higher, budget_bytes) for curve in curves]
 
     folder = out if out is not None else _common_parent(paths)
     drawn = {label: band for label, band in bands.items() if band.mean.size}
     figure = draw(drawn, metric, goal, [len(curve.runs) for curve in curves])
-    cells = table_cells(rows, metric, goal)
+    cells = table_cells(rows, metric, goal, budget_bytes)
     contents = {
         "report.png": render(figure, "png"),
         "report.svg": render(figure, "svg"),
         "report.md": markdown(cells, metric, notes).encode(),
-        "report.csv": csv_text(rows, metric, goal).encode(),
+        "report.csv": csv_text(rows, metric, goal, budget_bytes).encode(),
     }
     _write(folder, contents)
     _print(console, cells, notes, folder, contents)

@@ -15,6 +15,7 @@ MEANING = "Mean over seeds (smallest–largest); bytes of all clients; 1 MB is 1
 CSV_COLUMNS = (
     *("label", "seeds", "metric", "final_mean", "final_min", "final_max", "best_mean", "best_min", "best_max"),
     *("upload_bytes", "target", "upload_bytes_to_target", "seeds_reached", "download_bytes"),
+    *("budget_bytes", "budget_mean", "budget_min", "budget_max"),
 )
 
 
@@ -45,6 +46,7 @@ class Row:
         download_bytes: total of a run, mean over seeds.
         to_target: upload bytes until the target is first reached, mean over seeds; None where not every seed does.
         reached: how many seeds reach the target.
+        within_budget: the metric at the last evaluation within the upload budget; None without one.
     """
 
     label: str
@@ -55,10 +57,19 @@ class Row:
     download_bytes: float
     to_target: float | None
     reached: int
+    within_budget: Spread | None
 
 
-def row_of(curve: Curve, metric: str, goal: float | None, higher: bool) -> Row:
-    """Sums up a curve: final and best metric, total bytes, and bytes until every seed has first reached the goal."""
+def row_of(curve: Curve, metric: str, goal: float | None, higher: bool, budget_bytes: float | None) -> Row:
+    """Sums up a curve.
+
+    Args:
+        curve: the runs of one label.
+        metric: by name.
+        goal: a value of the metric; when every seed first reaches it is told in bytes.
+        higher: whether more of the metric is better.
+        budget_bytes: uploads; what the metric is when they are spent is told.
+    """
     finals = [float(run.metrics[metric][-1]) for run in curve.runs]
     best = np.fmax.reduce if higher else np.fmin.reduce  # both pass over NaN, without the warning of nanmax
     bests = [float(best(run.metrics[metric])) for run in curve.runs]
@@ -73,7 +84,15 @@ def row_of(curve: Curve, metric: str, goal: float | None, higher: bool) -> Row:
         download_bytes=curve.download_bytes,
         to_target=float(np.mean(there)) if len(there) == len(curve.runs) else None,
         reached=len(there),
+        within_budget=None
+        if budget_bytes is None
+        else Spread.of([_within(run, metric, budget_bytes) for run in curve.runs]),
     )
+
+
+def _within(run: RunResult, metric: str, budget_bytes: float) -> float:
+    """The metric at the last evaluation before the uploads go over the budget."""
+    return float(run.metrics[metric][run.upload_bytes <= budget_bytes][-1])
 
 
 def _bytes_to(run: RunResult, metric: str, goal: float, higher: bool) -> int | None:
@@ -82,18 +101,24 @@ def _bytes_to(run: RunResult, metric: str, goal: float, higher: bool) -> int | N
     return int(run.upload_bytes[reached[0]]) if reached.size else None
 
 
-def table_cells(rows: Sequence[Row], metric: str, goal: float | None) -> list[list[str]]:
+def table_cells(
+    rows: Sequence[Row], metric: str, goal: float | None, budget_bytes: float | None = None
+) -> list[list[str]]:
     """The table as text, header first."""
     unit = " (%)" if is_fraction(metric) else ""
     header = ["run", "seeds", f"final {metric}{unit}", f"best {metric}{unit}", "upload (MB)", "download (MB)"]
     table = [header]
     if goal is not None:
         header.insert(5, f"upload to {100 * goal if unit else goal:g}{' %' if unit else ''} (MB)")
+    if budget_bytes is not None:
+        header.insert(4, f"{metric} at {budget_bytes / 1e6:g} MB{unit}")
     for row in rows:
         cells = [row.label, str(len(row.seeds)), _spread(row.final, metric), _spread(row.best, metric)]
         cells += [_megabytes(row.upload_bytes), _megabytes(row.download_bytes)]
         if goal is not None:
             cells.insert(5, _to_target(row))
+        if row.within_budget is not None:
+            cells.insert(4, _spread(row.within_budget, metric))
         table.append(cells)
     return table
 
@@ -132,7 +157,7 @@ def markdown(cells: Sequence[Sequence[str]], metric: str, notes: Iterable[str]) 
     return f"{table}\n\n{MEANING}\n\n{picture}\n" + (f"\n{lines}" if lines else "")
 
 
-def csv_text(rows: Sequence[Row], metric: str, goal: float | None) -> str:
+def csv_text(rows: Sequence[Row], metric: str, goal: float | None, budget_bytes: float | None = None) -> str:
     """The table as CSV: whole bytes, metrics unrounded, empty where there is no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -143,9 +168,16 @@ def csv_text(rows: Sequence[Row], metric: str, goal: float | None) -> str:
         writer.writerow(
             [row.label, " ".join(map(str, row.seeds)), metric]
             + ["" if np.isnan(value) else value for value in values]
-            + [_round(row.upload_bytes), *target, _round(row.download_bytes)]
+            + [_round(row.upload_bytes), *target, _round(row.download_bytes), *_budget_cells(row, budget_bytes)]
         )
     return stream.getvalue()
+
+
+def _budget_cells(row: Row, budget_bytes: float | None) -> list[float | int | str]:
+    if budget_bytes is None or row.within_budget is None:
+        return ["", "", "", ""]
+    found = row.within_budget
+    return [_round(budget_bytes), *("" if np.isnan(v) else v for v in (found.mean, found.low, found.high))]
 
 
 def _round(count: float | None) -> int | str:

@@ -86,7 +86,8 @@ def test_personal_vectors_are_each_client_s_own() -> None:
     jobs = [replace(built.job(client, 4), position=at) for at, client in enumerate(evaluator.clients)]
     trained = list(built.sequential().train(jobs))
     assert any(not torch.equal(one.vector, trained[0].vector) for one in trained)
-    found = evaluator.evaluate_personal(reversed(trained), tiny.ONE_WORKER)
+    vectors = ((one.job.position, one.vector) for one in reversed(trained))
+    found = evaluator.evaluate_each("personal", vectors, tiny.ONE_WORKER)
     alone = [accuracy(built, one.vector, ROWS[one.job.client]) for one in trained]
     assert found["personal/accuracy"] == pytest.approx(np.mean(alone))
     assert found["personal/accuracy_worst_10"] == pytest.approx(min(alone))

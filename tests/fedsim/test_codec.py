@@ -8,9 +8,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.codec import HEADER_BYTES, INDEX_CODINGS, VALUE_DTYPES, PayloadError, decode, encode
+from fedsim.codec import (
+    HEADER_BYTES,
+    INDEX_CODINGS,
+    VALUE_DTYPES,
+    Part,
+    PayloadError,
+    decode,
+    decode_message,
+    decode_part,
+    encode,
+    values_in,
+)
 from fedsim.errors import ConfigurationError
-from fedsim.sparse import SparseVector, kept_entries
+from fedsim.sparse import IndexSet, SparseVector, kept_entries
 from tests.oracle.naive_codec import naive_decode, naive_encode, payload_of
 
 DENSITIES = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
@@ -31,6 +42,18 @@ def sparse_vectors(draw: st.DrawFn) -> SparseVector:
     return SparseVector(length, values, None if indices is None else torch.tensor(sorted(indices), dtype=torch.int64))
 
 
+@st.composite
+def index_sets(draw: st.DrawFn) -> IndexSet:
+    """Empty to full, in runs and far apart."""
+    length = draw(st.one_of(st.integers(0, 60), st.integers(61, 2000)))
+    some = st.sets(st.integers(0, length - 1), max_size=60) if length else st.just(set())
+    indices = draw(st.one_of(some, st.just(set(range(length)))))
+    return IndexSet(length, torch.tensor(sorted(indices), dtype=torch.int64))
+
+
+PARTS = st.one_of(sparse_vectors(), index_sets(), st.binary(max_size=40))
+
+
 def same(left: SparseVector, right: SparseVector) -> bool:
     """Equal support and equal values, and -0.0 is not 0.0."""
     if (left.indices is None) != (right.indices is None) or left.length != right.length:
@@ -39,6 +62,15 @@ def same(left: SparseVector, right: SparseVector) -> bool:
         return False
     signs_equal = torch.equal(left.values.signbit(), right.values.signbit())
     return signs_equal and torch.equal(left.values, right.values)
+
+
+def same_part(left: Part, right: Part) -> bool:
+    """Equal in kind too; a vector that was sent dense comes back dense."""
+    if isinstance(left, SparseVector) and isinstance(right, SparseVector):
+        return left.length == right.length and torch.equal(left.to_dense(), right.to_dense())
+    if isinstance(left, IndexSet) and isinstance(right, IndexSet):
+        return left.length == right.length and torch.equal(left.indices, right.indices)
+    return isinstance(left, bytes) and left == right
 
 
 @settings(deadline=None)
@@ -80,6 +112,63 @@ def test_auto_is_the_smallest_and_dense_stays_dense(vector: SparseVector) -> Non
     if vector.indices is None:
         assert len(set(sizes)) == 1
         assert decode(encode(vector, "rice"))[0].indices is None
+
+
+def naive_index_set(part: IndexSet, examples: int) -> bytes:
+    """A set's payload is the smaller of a vector's under bitmask and rice, without values and their dtype."""
+    places = part.indices.tolist()
+    whole = [
+        naive_encode(part.length, places, [0.0] * len(places), coding, "float16", examples)
+        for coding in ("bitmask", "rice")
+    ]
+    smallest = min(whole, key=len)
+    return smallest[:5] + b"\xff" + smallest[6 : len(smallest) - 2 * len(places)]
+
+
+@settings(deadline=None)
+@given(index_sets(), CODINGS, DTYPES, st.integers(0, 2**32 - 1))
+def test_a_set_of_indices_costs_the_smaller_index_section_and_no_values(
+    part: IndexSet, coding: str, dtype: str, examples: int
+) -> None:
+    payload = encode(part, coding, VALUE_DTYPES[dtype], examples)
+    assert payload == naive_index_set(part, examples)
+    found, found_examples = decode_part(payload)
+    assert same_part(found, part)
+    assert found_examples == examples
+    assert values_in(payload) == 0
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 2**32 - 1))
+def test_raw_bytes_cost_themselves_and_a_header(data: bytes, examples: int) -> None:
+    payload = encode(data, examples=examples)
+    assert payload == b"FSV1\x03\xff\x00" + struct.pack("<4I", len(data), 0, examples, len(data)) + data
+    assert decode_part(memoryview(payload)) == (data, examples)
+    assert values_in(payload) == 0
+
+
+@settings(deadline=None)
+@given(st.lists(PARTS, max_size=5), CODINGS)
+def test_a_message_is_its_payloads_one_after_another(parts: list[Part], coding: str) -> None:
+    """Only values count as values; the first payload says how many examples there were."""
+    message = b"".join(encode(part, coding, torch.float64, 7 + at) for at, part in enumerate(parts))
+    found, examples = decode_message(message)
+    assert all(map(same_part, found, parts))
+    assert len(found) == len(parts)
+    assert examples == (7 if parts else 0)
+    assert values_in(message) == sum(part.count for part in parts if isinstance(part, SparseVector))
+
+
+@pytest.mark.parametrize("part", [IndexSet(9, torch.tensor([2])), b"seed"])
+def test_a_vector_is_not_read_from_what_has_no_values(part: Part) -> None:
+    with pytest.raises(PayloadError, match="holds no values"):
+        decode(encode(part))
+
+
+@pytest.mark.parametrize("indices", [[1, 1], [2, 1], [-1, 2], [1, 4]])
+def test_a_set_of_indices_out_of_order_or_range_is_refused(indices: list[int]) -> None:
+    with pytest.raises(ValueError, match="strictly increasing within a vector of 4"):
+        encode(IndexSet(4, torch.tensor(indices)))
 
 
 @pytest.mark.parametrize("indices", [[0], [2**32 - 2], [0, 2**31, 2**32 - 2], [2**32 - 4, 2**32 - 3, 2**32 - 2]])
@@ -163,8 +252,13 @@ BROKEN = {
     "nothing": b"",
     "half a header": payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[:-1],
     "another magic": b"FSV2" + payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[4:],
-    "coding unknown": b"FSV1\x03" + payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[5:],
+    "coding unknown": b"FSV1\x04" + payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[5:],
     "dtype unknown": b"FSV1\x00\x04" + payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[6:],
+    "raw bytes with a value dtype": b"FSV1\x03\x00" + encode(b"seed")[6:],
+    "raw bytes cut short": encode(b"seed")[:-1],
+    "raw bytes of another length": encode(b"seed")[:7] + b"\x03" + encode(b"seed")[8:],
+    "dense without a value dtype": b"FSV1\x00\xff" + payload_of("dense", "float32", 0, 0, 0, 0, b"", b"")[6:],
+    "a set of indices with a value": encode(IndexSet(8, torch.tensor([2]))) + ONE,
     "values missing": payload_of("dense", "float32", 0, 2, 2, 0, b"", ONE),
     "bytes after the end": payload_of("dense", "float32", 0, 1, 1, 0, b"", TWO),
     "dense with an index section": payload_of("dense", "float32", 0, 1, 1, 0, b"\x80", ONE),
@@ -192,8 +286,19 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_payloads_are_refused(name: str) -> None:
+    for read in (decode, decode_part):
+        with pytest.raises(PayloadError):
+            read(BROKEN[name])
+
+
+@pytest.mark.parametrize("name", [name for name in BROKEN if name != "nothing"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_message_with_a_broken_payload_is_refused(name: str, place: int) -> None:
+    """Wherever it stands; no payload at all is a message of none."""
+    parts = [encode(b"seed")]
+    parts.insert(place, BROKEN[name])
     with pytest.raises(PayloadError):
-        decode(BROKEN[name])
+        decode_message(b"".join(parts))
 
 
 @pytest.mark.parametrize("coding", ["dense", "bitmask", "rice"])
@@ -230,9 +335,7 @@ def test_damaged_payloads_decode_soundly_or_are_refused(
     vector: SparseVector, coding: str, dtype: str, data: st.DataObject
 ) -> None:
     payload = bytearray(encode(vector, coding, VALUE_DTYPES[dtype]))
-    changes = st.tuples(st.integers(0, len(payload) - 1), st.integers(0, 255))
-    for place, byte in data.draw(st.lists(changes, max_size=4)):
-        payload[place] = byte
+    damage(payload, data)
     cut = data.draw(st.integers(0, len(payload)))
     assert_decodes_or_is_refused(bytes(payload))
     assert_decodes_or_is_refused(bytes(payload[:cut]))
@@ -255,3 +358,38 @@ def test_payloads_of_random_fields_decode_soundly_or_are_refused(
     assert_decodes_or_is_refused(payload_of(coding, dtype, parameter, length, count, 0, section, values))
     fitting = (values * 96)[: count * VALUE_DTYPES[dtype].itemsize]
     assert_decodes_or_is_refused(payload_of(coding, dtype, parameter, length, count, 0, section, fitting))
+
+
+def damage(payload: bytearray, data: st.DataObject) -> None:
+    """Overwrites up to four bytes."""
+    changes = st.tuples(st.integers(0, len(payload) - 1), st.integers(0, 255))
+    for place, byte in data.draw(st.lists(changes, max_size=4)):
+        payload[place] = byte
+
+
+@settings(deadline=None)
+@given(st.lists(PARTS, min_size=1, max_size=3), st.data())
+def test_damaged_messages_decode_soundly_or_are_refused(parts: list[Part], data: st.DataObject) -> None:
+    message = bytearray(b"".join(encode(part) for part in parts))
+    damage(message, data)
+    try:
+        found, _ = decode_message(message)
+    except PayloadError:
+        return
+    for part in found:
+        encode(part, value_dtype=torch.float64)  # checks order and range of indices, and that values are finite
+
+
+@settings(deadline=None)
+@given(st.lists(PARTS, min_size=1, max_size=3), st.data())
+def test_a_message_cut_within_a_payload_is_refused(parts: list[Part], data: st.DataObject) -> None:
+    payloads = [encode(part) for part in parts]
+    ends = np.cumsum([len(payload) for payload in payloads]).tolist()
+    message = b"".join(payloads)
+    cut = data.draw(st.integers(1, len(message)))
+    if cut in ends:
+        assert len(decode_message(message[:cut])[0]) == ends.index(cut) + 1
+        return
+    for read in (decode_message, values_in):
+        with pytest.raises(PayloadError):
+            read(message[:cut])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fedsim.codec import encode
 from fedsim.errors import ConfigurationError
 from fedsim.ledger import Entry, Ledger, Totals
-from fedsim.sparse import SparseVector
+from fedsim.sparse import IndexSet, SparseVector
 
 ENTRIES = [Entry(round, client, 0, 5, 100 + client, 200, 10, 20) for round in (1, 2) for client in (3, 8)]
 
@@ -33,6 +33,20 @@ def test_an_entry_measures_the_encoded_payloads() -> None:
     }
     assert 400 < len(upload) < 600
     assert 4000 < len(download) < 4040
+
+
+def test_an_entry_charges_for_all_payloads_of_a_message_and_counts_values_alone() -> None:
+    """A mask and a seed have bytes and no values; a vector beside P has both."""
+    parts = (
+        SparseVector.dense(torch.ones(10)),
+        IndexSet(1000, torch.arange(0, 1000, 7)),
+        b"a seed",
+        SparseVector.dense(torch.ones(3)),
+    )
+    payloads = [encode(part) for part in parts]
+    entry = Entry.of(1, 2, 0, 7, b"".join(payloads[:3]), b"".join(payloads))
+    assert (entry.upload_bytes, entry.upload_values) == (sum(map(len, payloads[:3])), 10)
+    assert (entry.download_bytes, entry.download_values) == (sum(map(len, payloads)), 13)
 
 
 def test_a_client_without_examples_pays_nothing() -> None:

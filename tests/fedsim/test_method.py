@@ -1,9 +1,13 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from fedsim.method import Mean, Plan
+from fedsim.method import Arrangement, ClientState, Download, Mean, Plan, Shared
+from fedsim.options import ClientOptions, RunOptions
 from fedsim.sparse import SparseVector
 from methods.lora import LoRA
 from tests import tiny
@@ -22,18 +26,23 @@ def dense(*values: float) -> SparseVector:
 def mean_of(*uploads: tuple[SparseVector, float]) -> list[float] | None:
     mean = Mean(4, torch.float64, tiny.CPU)
     for upload, weight in uploads:
-        mean.add(upload, weight)
+        mean.add(tiny.arrived(upload, weight))
     result = mean.finish()
     return None if result is None else result.tolist()
 
 
 def test_every_client_downloads_all_of_p_by_default() -> None:
     state = tiny.server_state([1.0, -2.0, 3.0])
-    download = LoRA().download(state, LoRA().plan(1, 7))
-    assert download.indices is None
-    assert download.values.tolist() == [1.0, -2.0, 3.0]
-    assert not download.values.requires_grad
-    assert LoRA().plan(1, 7) == Plan(1.0, 1.0)
+    plan, shared = LoRA().plan(state, 1, 7), tiny.shared_of(state)
+    assert plan == Plan(1.0, 1.0, 0, 0)
+    assert LoRA().prepare(state, 1) == {}
+    assert LoRA().download_support(shared, plan) is None
+    download = LoRA().download(state, shared, plan)
+    assert download.values.indices is None
+    assert download.values.values.tolist() == [1.0, -2.0, 3.0]
+    assert not download.values.values.requires_grad
+    assert download.beside == ()
+    assert LoRA().start(shared, download, ClientState()).tolist() == [1.0, -2.0, 3.0]
 
 
 def test_an_update_is_positive_where_the_client_descended() -> None:
@@ -41,8 +50,10 @@ def test_an_update_is_positive_where_the_client_descended() -> None:
     built = tiny.build()
     job = built.job(0, 4, reference=built.start() + 2)
     upload = LoRA().upload(job, built.start())
-    assert upload.indices is None
-    torch.testing.assert_close(upload.values, torch.full_like(built.vector, 2.0), rtol=0, atol=1e-5)
+    assert upload.update is not None
+    assert upload.update.indices is None
+    assert (upload.beside, upload.state) == ((), {})
+    torch.testing.assert_close(upload.update.values, torch.full_like(built.vector, 2.0), rtol=0, atol=1e-5)
 
 
 def test_the_servers_step_goes_against_the_update() -> None:
@@ -59,6 +70,52 @@ def test_the_default_job_penalty_and_view_are_plain() -> None:
     state = tiny.server_state([1.0, 2.0])
     assert {name: view.tolist() for name, view in LoRA().views(state).items()} == {"full": [1.0, 2.0]}
     assert LoRA().label == "LoRA"
+
+
+@dataclass
+class Half(LoRA):
+    """Both ends know that only some entries train and travel."""
+
+    places: tuple[int, ...] = (1, 3)
+
+    def upload_support(self, shared: Shared, plan: Plan) -> Tensor | None:
+        return torch.tensor(self.places)
+
+
+def test_a_support_is_what_moves_and_what_travels_both_ways() -> None:
+    built = tiny.build(Half(lora_rank=2, places=(1, 3, 400)))
+    method, shared = built.method, built.shared()
+    down = method.download_support(shared, Plan())
+    assert down is not None
+    assert down.tolist() == [1, 3, 400]
+    job = method.begin(built.job(0, 4))
+    assert job.gradient_mask is not None
+    assert job.gradient_mask.dtype == built.vector.dtype
+    assert job.gradient_mask.nonzero().squeeze(1).tolist() == [1, 3, 400]
+    assert set(job.gradient_mask.tolist()) == {0.0, 1.0}
+    update = method.upload(job, job.start - 2 * torch.ones_like(job.start)).update
+    assert update is not None
+    assert update.indices is not None
+    assert update.indices.tolist() == [1, 3, 400]
+    torch.testing.assert_close(update.values, torch.full((3,), 2.0), rtol=0, atol=1e-6)
+
+
+def test_what_was_not_sent_is_zero_where_a_client_starts() -> None:
+    state = tiny.server_state([1.0, 2.0, 3.0, 4.0])
+    received = Download(SparseVector.at(state.vector.detach(), torch.tensor([1, 3])))
+    assert Half().start(tiny.shared_of(state), received, ClientState()).tolist() == [0.0, 2.0, 0.0, 4.0]
+
+
+def test_by_default_nobody_has_parts_of_its_own_or_stages() -> None:
+    state = tiny.server_state([1.0, 2.0])
+    method = LoRA()
+    vector = state.vector.detach()
+    assert method.personal(tiny.shared_of(state), vector, ClientState(1, {"own": vector + 1})) is vector
+    assert method.segments(1) is None
+    assert not method.personal_parts
+    assert not method.assigns
+    arrangement = Arrangement(tiny.partition([4]), ClientOptions(), RunOptions())
+    assert method.arrange(arrangement) is arrangement
 
 
 @pytest.mark.parametrize("targets", ["query, value", ["query", "value"]])
@@ -102,13 +159,13 @@ def test_the_mean_equals_the_weighted_mean_of_dense_vectors(clients: list[tuple[
 def test_the_mean_leaves_the_uploads_alone() -> None:
     upload = dense(1, 2, 3, 4)
     mean = Mean(4, torch.float64, tiny.CPU)
-    mean.add(upload, 2)
-    mean.add(upload, 2)
+    mean.add(tiny.arrived(upload, 2))
+    mean.add(tiny.arrived(upload, 2))
     assert upload.values.tolist() == [1, 2, 3, 4]
 
 
 def test_half_values_are_added_in_the_servers_precision() -> None:
     mean = Mean(1, torch.float32, tiny.CPU)
     for value in (1.0, 2.0**-12):
-        mean.add(SparseVector.dense(torch.tensor([value], dtype=torch.float16)), 1)
+        mean.add(tiny.arrived(SparseVector.dense(torch.tensor([value], dtype=torch.float16))))
     assert mean.finish() == (1 + 2.0**-12) / 2

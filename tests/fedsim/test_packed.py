@@ -60,9 +60,35 @@ def test_packed_equals_one_after_another_from_flascs_download(dtype: torch.dtype
     method = FLASC(lora_rank=2, upload_density=1 / 16)
     built = tiny.build(method, dtype=dtype)
     state = tiny.server_state(built.start().tolist(), built.parameters.layout)
-    start = method.download(state, method.plan(1, 0)).to_dense().to(dtype)
+    download = method.download(state, tiny.shared_of(state), method.plan(state, 1, 0))
+    start = download.values.to_dense().to(dtype)
     jobs = [built.job(client, size, start=start, epochs=2) for client, size in enumerate(SIZES)]
     require_equal(built, jobs, optimizer)
+
+
+@pytest.mark.parametrize("segments", [["B", "head"], ["A"], ["head"]])
+def test_trainers_follow_when_p_is_made_of_other_segments(segments: list[str]) -> None:
+    """Both were made before. A smaller P trains as the whole one does under a mask, and back again."""
+    built = tiny.build(dtype=torch.float64)
+    trainers = (built.sequential(), built.packed(SLOTS))
+    start, whole = built.start(), built.parameters.layout
+    places = whole.where(segments)
+    mask = torch.zeros_like(start).index_fill(0, places, 1)
+
+    def ends(trainer: Any, start: Tensor, **fields: Any) -> list[Tensor]:
+        jobs = [built.job(client, size, start=start, **fields) for client, size in enumerate(SIZES)]
+        return [trained.vector for _, trained in sorted(by_client(trainer.train(jobs)).items())]
+
+    expected = ends(trainers[0], start, gradient_mask=mask)
+    assert (expected[0] != start).any()
+    for trainer in trainers:
+        built.parameters.load(start)
+        built.parameters.activate(segments)
+        for ended, masked in zip(ends(trainer, start[places]), expected, strict=True):
+            torch.testing.assert_close(ended, masked[places], rtol=0, atol=1e-12)
+        built.parameters.activate(None)
+        for ended, masked in zip(ends(trainer, start, gradient_mask=mask), expected, strict=True):
+            torch.testing.assert_close(ended, masked, rtol=0, atol=1e-12)
 
 
 @every_dtype

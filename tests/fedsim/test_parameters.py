@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedsim.errors import ConfigurationError
-from fedsim.parameters import FlatParameters, Layout
+from fedsim.parameters import FactorPair, FlatParameters, Layout
 from tests import tiny
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=5)
@@ -121,3 +121,113 @@ def test_views_cut_the_vectors_of_many_clients(shapes: list[list[int]], clients:
     for view in views.values():
         view.zero_()
     assert not rows.any()
+
+
+def test_pairs_are_the_modules_whose_two_factors_train() -> None:
+    built = tiny.build()
+    layout = built.parameters.layout
+    assert len(layout.pairs) == 6
+    named = dict(built.model.named_parameters())
+    for pair in layout.pairs:
+        assert pair.a.name == f"{pair.layer}.lora_A.default.weight"
+        assert pair.b.name == f"{pair.layer}.lora_B.default.weight"
+        assert (
+            (pair.a.shape, pair.b.shape) == (named[pair.a.name].shape, named[pair.b.name].shape) == ((2, 16), (16, 2))
+        )
+    assert [pair.layer for pair in layout.pairs] == list(dict.fromkeys(e.layer for e in layout.entries))[:6]
+    assert isinstance(layout.pairs[0], FactorPair)
+
+
+def test_a_module_of_which_one_factor_is_frozen_is_no_pair() -> None:
+    built = tiny.build()
+    frozen = built.parameters.layout.pairs[2].a.name
+    built.model.get_parameter(frozen).requires_grad_(False)
+    layout = Layout.of(built.model)
+    assert [pair.layer for pair in layout.pairs] == [
+        pair.layer for at, pair in enumerate(built.parameters.layout.pairs) if at != 2
+    ]
+
+
+def test_where_and_count_follow_the_segments() -> None:
+    """A and B of a module stand side by side, 32 entries each; the head behind all six."""
+    layout = tiny.build().parameters.layout
+    a = [start + place for start, _ in layout.layers[:-1] for place in range(32)]
+    b = [start + place for start, _ in layout.layers[:-1] for place in range(32, 64)]
+    assert layout.where(["A"]).tolist() == a
+    assert layout.where({"B"}).tolist() == b
+    assert layout.where(("head", "A")).tolist() == [*a, *range(384, 435)]  # rising, in whatever order they are named
+    assert layout.where(["A", "B", "head"]).tolist() == list(range(435))
+    none = layout.where(["backbone"])
+    assert (none.dtype, none.tolist()) == (torch.int64, [])
+    assert [layout.count(segments) for segments in (["A"], {"B", "head"}, [], ["backbone"], None)] == [
+        192,
+        243,
+        0,
+        0,
+        435,
+    ]
+
+
+def require_views(built: tiny.Tiny) -> None:
+    """Parameters and gradients are cut from the two vectors, so that loading, training and reading agree."""
+    layout, flat = built.parameters.layout, built.parameters
+    active = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
+    assert [entry.name for entry in layout.entries] == list(active)
+    assert len(flat.vector) == len(flat.gradient) == layout.length
+    for entry in layout.entries:
+        parameter = active[entry.name]
+        assert parameter.data_ptr() == flat.vector[entry.start :].data_ptr()
+        assert parameter.grad is not None
+        assert parameter.grad.data_ptr() == flat.gradient[entry.start :].data_ptr()
+    assert all(p.grad is None for name, p in built.model.named_parameters() if name not in active)
+
+
+@pytest.mark.parametrize("segments", [["A"], ["B", "head"], ["head"], ["A", "B", "head"], None])
+def test_activate_makes_p_of_some_segments_and_keeps_every_value(segments: list[str] | None) -> None:
+    built = tiny.build()
+    built.parameters.load(built.start())
+    before, whole = built.start(), built.parameters.layout
+    held = {name: p.detach().clone() for name, p in built.model.named_parameters()}
+    built.parameters.activate(segments)
+    layout = built.parameters.layout
+    assert set(layout.segments()) == set(segments or whole.segments())
+    assert torch.equal(built.vector, before[whole.where(layout.segments())])
+    require_views(built)
+    for name, parameter in built.model.named_parameters():
+        assert torch.equal(parameter, held[name]), name
+    built.parameters.load(built.vector + 1)
+    for name, parameter in built.model.named_parameters():
+        moved = any(entry.name == name for entry in layout.entries)
+        assert torch.equal(parameter, held[name] + 1 if moved else held[name]), name
+
+
+def test_what_was_trained_stays_when_other_segments_become_active() -> None:
+    """There and back: the model computes with the values of both stages, and only the active part has gradients."""
+    built = tiny.build()
+    built.parameters.load(built.start())
+    expected, whole = built.start(), built.parameters.layout
+    for segments in (["A"], ["head", "B"], None):
+        built.parameters.activate(segments)
+        places = whole.where(built.parameters.layout.segments())
+        assert torch.equal(built.vector, expected[places])
+        built.module.example_losses(built.train.batch(torch.arange(4))).mean().backward()
+        assert built.parameters.gradient.any()
+        require_views(built)
+        expected[places] += 0.5
+        built.parameters.load(built.vector + 0.5)
+    assert built.parameters.layout == whole
+    assert torch.equal(built.vector, expected)
+
+
+def test_nothing_to_activate_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no trainable parameter"):
+        tiny.build().parameters.activate(["backbone"])
+
+
+def test_segments_that_the_model_lacks_are_not_among_its_own() -> None:
+    """Whatever is active now; what was frozen from the first is not among them either."""
+    parameters = tiny.build().parameters
+    parameters.activate(["A"])
+    assert parameters.among(None) == {"A", "B", "head"}
+    assert parameters.among(["B", "backbone"]) == {"B"}
+    assert tiny.build(backbone="llama").parameters.among(["A", "B", "head"]) == {"A", "B"}

@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import math
 import os
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from fedsim.checkpoint import newest_checkpoint
 from fedsim.ledger import Entry
@@ -37,7 +40,7 @@ def train(files: RunFiles, round: int, logged: dict[str, float] | None = None) -
     for client, size in ((1, 10), (2, 30)):
         value = {name: v * client for name, v in (logged or {}).items()}
         files.trained(Entry(round, client, 0, client, size, 100, size // 5, 20), value)
-    files.round_done(round)
+    files.round_done(round, {}, (), 0.0)
 
 
 def evaluate(files: RunFiles, round: int) -> None:
@@ -164,6 +167,30 @@ def test_means_of_training_survive_a_checkpoint_between_two_evaluations(tmp_path
     assert [row["train/loss"] for row in table(tmp_path / "metrics.csv")] == [str((1 + 15) / 4)]
 
 
+def test_what_the_server_found_out_is_a_mean_over_rounds_that_survives_a_checkpoint(tmp_path: Path) -> None:
+    """Whatever number of clients a round had; and a curve of its own."""
+    with files_in(tmp_path) as files:
+        files.round_done(1, {"product_error": 0.25}, (), 1.0)
+        kept = kept_by(files)
+    with files_in(tmp_path, kept, 1) as files:
+        files.round_done(2, {"product_error": 0.75, "rank": 4.0}, (), 2.0)
+        files.evaluated(2, {"accuracy": 0.5})
+        files.round_done(3, {}, (), 0.5)
+        files.evaluated(3, {"accuracy": 0.5})
+        files.finish(IDENTITY, {"accuracy": True}, {})
+    rows = table(tmp_path / "metrics.csv")
+    assert [(row["server/product_error"], row["server/rank"]) for row in rows] == [("0.5", "4.0"), ("", "")]
+    assert curves(tmp_path, "server/product_error") == [(2, 0.5)]
+    assert json.loads((tmp_path / "summary.json").read_text())["server_seconds"] == 3.5
+
+
+def test_notes_are_lines_on_the_terminal(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    with RunFiles(tmp_path, History(), 0, Progress(Console(file=shown, width=20), "run", 3)) as files:
+        files.round_done(1, {}, ["a line that is longer than [the terminal]", "and another"], 0.0)
+    assert shown.getvalue() == "a line that is longer than [the terminal]\nand another\n"
+
+
 def test_seconds_go_on_where_the_checkpoint_stopped(tmp_path: Path) -> None:
     with files_in(tmp_path, History(seconds=1000.0, totals=dict.fromkeys(TOTALS, 0)), 1) as files:
         files.evaluated(2, {"accuracy": 0.5})
@@ -246,9 +273,10 @@ class Killed(FLASC):
 
     at_round: int = 0
 
-    def prepare(self, state: ServerState, round: int) -> None:
+    def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
         if round == self.at_round:
             raise KeyboardInterrupt
+        return {}
 
 
 def run(folder: Path, at_round: int = 0) -> None:

@@ -194,3 +194,60 @@ def test_a_dense_vector_is_itself() -> None:
 def test_a_sparse_vector_refuses_parts_that_do_not_fit(length: int, values: Tensor, indices: Tensor | None) -> None:
     with pytest.raises(ValueError, match="must"):
         SparseVector(length, values, indices)
+
+
+def places(numbers: set[int]) -> Tensor:
+    return torch.tensor(sorted(numbers), dtype=torch.int64)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_what_is_written_over_a_support_is_read_back(length: int, data: st.DataObject) -> None:
+    """Sparse within the support, or a value for each of its entries: then no index is left to pay for."""
+    support = data.draw(st.sets(st.integers(0, length - 1)))
+    kept = data.draw(
+        st.one_of(st.just(support), st.sets(st.sampled_from(sorted(support)))) if support else st.just(support)
+    )
+    vector = torch.arange(1.0, length + 1)
+    sparse = SparseVector.at(vector, places(kept))
+    cut = sparse.within(places(support))
+    assert cut.length == len(support)
+    assert (cut.indices is None) == (kept == support)
+    assert cut.to_dense().tolist() == [float(place + 1) * (place in kept) for place in sorted(support)]
+    back = cut.beyond(places(support), length)
+    assert back.length == length
+    assert back.indices is not None
+    assert back.indices.tolist() == sorted(kept)
+    assert torch.equal(back.values, sparse.values)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_a_dense_vector_is_cut_to_the_support(length: int, data: st.DataObject) -> None:
+    support = data.draw(st.sets(st.integers(0, length - 1)))
+    cut = SparseVector.dense(torch.arange(1.0, length + 1)).within(places(support))
+    assert cut.indices is None
+    assert cut.values.tolist() == [float(place + 1) for place in sorted(support)]
+    back = cut.beyond(places(support), length).to_dense()
+    assert back.tolist() == [float(place + 1) * (place in support) for place in range(length)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "support", "says"),
+    [
+        ({0, 3}, {3, 5}, "1 of 2 entries lie outside the 2"),
+        ({4}, {3, 5}, "1 of 1 entries lie outside the 2"),
+        ({6, 7}, {3, 5}, "2 of 2 entries lie outside the 2"),
+        ({3, 5}, set(), "2 of 2 entries lie outside the 0"),
+    ],
+)
+def test_what_lies_outside_the_support_is_refused(kept: set[int], support: set[int], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SparseVector.at(torch.ones(8), places(kept)).within(places(support))
+
+
+def test_nothing_fits_an_empty_support() -> None:
+    for vector in (SparseVector.at(torch.ones(8), places(set())), SparseVector.dense(torch.ones(8))):
+        cut = vector.within(places(set()))
+        assert (cut.length, cut.count, cut.indices) == (0, 0, None)
+        assert cut.beyond(places(set()), 8).to_dense().tolist() == [0.0] * 8

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import WorkerLost
-from fedsim.transport import Workers, _groups
+from fedsim.transport import Workers, _groups, pack, unpack
 
 CPU = torch.device("cpu")
 COUNT = 3
@@ -37,6 +37,52 @@ def test_one_worker_hears_itself() -> None:
     assert alone.broadcast([]) == []
     assert list(alone.gather({2: b"x", 0: b"yz"}, [0, 0, 0, 0])) == [(0, b"yz"), (1, b""), (2, b"x"), (3, b"")]
     assert alone.sum(torch.tensor([1.5])).tolist() == [1.5]
+
+
+FACTS = {"rounds": [1, 0], "plans": [None, {"since": 3}], "logged": {"loss": 0.1}, "said": "Grüße"}
+ROWS = torch.arange(12.0).view(3, 4)
+TENSORS = {
+    "double": torch.tensor([1 / 3, -0.0], dtype=torch.float64),
+    "half": torch.tensor([1.5], dtype=torch.float16),
+    "bfloat": torch.tensor([1.5], dtype=torch.bfloat16),
+    "places": torch.tensor([2**40, -1]),
+    "mask": torch.tensor([[True, False], [False, True]]),
+    "bytes": torch.tensor([255], dtype=torch.uint8),
+    "number": torch.tensor(7, dtype=torch.int32),
+    "nothing": torch.empty(0, 3),
+    "rows": ROWS,
+    "the same rows": ROWS,
+    "a column": ROWS[:, 1],
+    "a trained one": torch.nn.Parameter(torch.tensor([2.0])),
+    "client.3.own.": torch.ones(1),
+}
+
+
+def require_told(facts: dict, tensors: dict[str, torch.Tensor]) -> None:
+    assert facts == FACTS
+    assert set(tensors) == set(TENSORS)
+    for name, tensor in TENSORS.items():
+        assert tensors[name].dtype == tensor.dtype, name
+        assert torch.equal(tensors[name], tensor.detach()), name
+
+
+def test_what_was_packed_is_unpacked() -> None:
+    """Every dtype that is used, no rows at all, numbers, and tensors that share memory or have strides."""
+    facts, tensors = unpack(pack(FACTS, TENSORS), CPU)
+    require_told(facts, tensors)
+    assert not any(tensor.requires_grad for tensor in tensors.values())
+    tensors["rows"].zero_()
+    require_told(*unpack(pack(FACTS, TENSORS), CPU))  # a copy both ways
+
+
+def test_nothing_is_packed_as_nothing() -> None:
+    assert unpack(pack({}, {}), CPU) == ({}, {})
+
+
+def test_one_worker_tells_itself_without_a_copy() -> None:
+    facts, tensors = Workers(0, 1, CPU).tell(FACTS, TENSORS)
+    assert facts is FACTS
+    assert tensors is TENSORS
 
 
 @pytest.mark.parametrize("name", ["broadcast", "all_reduce", "all_gather"])
@@ -65,6 +111,12 @@ def check_broadcast(workers: Workers) -> None:
     cases = [[], [b""], [b"", b""], [b"abc"], [payload(0, 1000), b"", payload(2, 1), payload(3, PIECE)]]
     for payloads in cases:
         assert workers.broadcast(payloads if workers.is_server else None) == payloads
+
+
+def check_tell(workers: Workers) -> None:
+    """Facts and tensors of the server worker reach all; what the others would say is not heard."""
+    require_told(*workers.tell(FACTS, TENSORS) if workers.is_server else workers.tell({"mine": 1}, {}))
+    assert workers.tell({}, {}) == ({}, {})
 
 
 def gather(workers: Workers, sizes: dict[int, int], owners: list[int]) -> list[tuple[int, bytes]]:
@@ -120,6 +172,7 @@ def check_sum(workers: Workers) -> None:
 
 _CHECKS: tuple[Callable[[Workers], None], ...] = (
     check_broadcast,
+    check_tell,
     check_gather,
     check_gather_at_the_edges,
     check_gather_in_groups,

@@ -27,26 +27,26 @@ def test_the_demo_runs_once_and_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out)]) == 0
+    assert main(["demo", "--jobs", "1", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     runs = [f"{name}-s0" for name in demo.RUNS]
     reports = ["report.csv", "report.md", "report.png", "report.svg"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*runs, *reports])
     assert all((out / run / "summary.json").exists() for run in runs)
     assert (out / "report.png").read_bytes()[1:4] == b"PNG"
-    for label in ("LoRA", "FLASC 1/4", "FLASC 1/16"):
+    for label in ("LoRA", "FLASC 1/4", "FLASC 1/16", "SparseAdapter 1/4", "Adapter LTH 0.98"):
         assert label in (out / "report.csv").read_text()
         assert label in shown
 
     before = contents(out)
-    assert main(["demo", "--out", str(out)]) == 0
+    assert main(["demo", "--jobs", "1", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert all(f"{out / run} is finished and stays" in shown for run in runs)
     assert contents(out) == before
 
     changed = {name: (*options, "--client.lr", "0.5") for name, options in demo.RUNS.items()}
     monkeypatch.setattr(demo, "RUNS", changed)
-    assert main(["demo", "--out", str(out)]) == 2
+    assert main(["demo", "--jobs", "1", "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"fedsim: {out / runs[0]} holds a run with other settings; remove it or give another --out\n"
@@ -66,8 +66,8 @@ def test_a_demo_that_was_stopped_goes_on(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(simulation, "save_checkpoint", stop_once)
-    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert main(["demo", "--jobs", "1", "--out", str(tmp_path)]) == 130
     assert not list(tmp_path.glob("*/summary.json"))
-    assert main(["demo", "--out", str(tmp_path)]) == 0
+    assert main(["demo", "--jobs", "1", "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*/summary.json"))) == len(demo.RUNS)
     assert (tmp_path / "report.md").exists()

@@ -90,3 +90,17 @@ def test_a_backbone_that_moved_away_is_named(run: Path, tmp_path: Path, capsys: 
     (copy / "config.yaml").unlink()
     assert main(["export", str(copy), "--merge"]) == 2
     assert "config.yaml is no file" in capsys.readouterr().err
+
+
+def test_a_changed_backbone_is_merged_too(tmp_path: Path) -> None:
+    """FLoRA by stacking leaves an adapter of zero: all that it learned, but for the head, is in backbone/."""
+    run, out = tmp_path / "run", tmp_path / "merged"
+    options = ["--method", "FLoRAStacking", "--client.lr", "0.2", "--rounds", "3", "--run_dir", str(run)]
+    assert main(["run", *options]) == 0
+    assert main(["export", str(run), "--merge", "--out", str(out)]) == 0
+    labels = Digits().load().test["labels"]
+    merged = logits(AutoModelForImageClassification.from_pretrained(out))
+    names, *_, last = (line.split(",") for line in (run / "metrics.csv").read_text().splitlines())
+    right = (merged.argmax(-1) == labels).double().mean()
+    assert float(dict(zip(names, last, strict=True))["accuracy"]) == pytest.approx(float(right), abs=1e-6)
+    assert not torch.allclose(merged, logits(adapted(run / "adapter")), atol=1e-3)

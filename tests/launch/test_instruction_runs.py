@@ -92,7 +92,7 @@ def test_code_is_scored_by_running_it(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("data", ["gsm8k", "code_alpaca"])
 def test_twins_differ_in_the_method_alone(data: str) -> None:
     flasc, lora = (read_settings(["--config", f"{name}_{data}"]).resolved for name in ("flasc", "lora"))
-    own = {"upload_density", "download_density", "topk_scope", "evaluate_before_step"}
+    own = {"upload_density", "download_density", "topk_scope", "evaluate_before_step", "tiers", "tier_base"}
     ours, theirs = flasc.pop("method"), lora.pop("method")
     assert flasc == lora
     assert {k: v for k, v in ours["init_args"].items() if k not in own} == theirs["init_args"]

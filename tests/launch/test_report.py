@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from fedsim.errors import ConfigurationError
+from launch.__main__ import main
 from launch.reports.curves import Band, group_runs
 from launch.reports.figures import COLOURS, LINES, MARKERS, draw
 from launch.reports.report import parse_target, report
@@ -96,6 +97,18 @@ def test_bytes_to_target_and_spread_are_those_worked_out_by_hand(three_seeds: Pa
     assert (
         "| LoRA | 3 | 78.0 (60.0–90.0) | 88.0 (84.0–90.0) | 6.60 | 4.33 | 13.2 |" in (folder / "report.md").read_text()
     )
+
+
+def test_a_budget_tells_the_metric_when_it_is_spent(three_seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 4.5 MB the seeds have done two rounds, two and one: an evaluation beyond the budget does not count."""
+    assert main(["report", str(three_seeds), "--budget", "4.5"]) == 0
+    assert "accuracy at 4.5 MB (%)" in (three_seeds / "report.md").read_text()
+    row = table(three_seeds)["LoRA"]
+    assert int(row["budget_bytes"]) == 4_500_000
+    assert float(row["budget_mean"]) == pytest.approx((0.80 + 0.70 + 0.9) / 3)
+    assert [float(row[key]) for key in ("budget_min", "budget_max")] == [0.70, 0.9]
+    assert main(["report", str(three_seeds), "--budget", "0"]) == 2
+    assert "--budget is 0" in capsys.readouterr().err
 
 
 def test_a_target_that_a_seed_misses_has_no_mean(three_seeds: Path) -> None:

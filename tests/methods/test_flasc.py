@@ -32,9 +32,21 @@ def any_job() -> ClientJob:
     return tiny.build().job(0, 4)
 
 
-def job_from(download: SparseVector, method: FLASC, layout: tiny.Layout | None = None) -> ClientJob:
-    start = download.to_dense()
-    return replace(any_job(), start=start, reference=start, plan=method.plan(1, 0), layout=layout or tiny.layout_of(8))
+def sent_down(method: Method, state: tiny.ServerState, client: int = 0) -> SparseVector:
+    plan = method.plan(state, 1, client)
+    assert plan is not None
+    return method.download(state, tiny.shared_of(state), plan).values
+
+
+def sent_up(method: FLASC, job: ClientJob, trained: Tensor) -> SparseVector:
+    upload = method.upload(job, trained)
+    assert upload.update is not None
+    return upload.update
+
+
+def job_from(method: FLASC, state: tiny.ServerState, client: int = 0) -> ClientJob:
+    start, plan = sent_down(method, state, client).to_dense(), method.plan(state, 1, client)
+    return replace(any_job(), start=start, reference=start, plan=plan, shared=tiny.shared_of(state))
 
 
 def view(method: FLASC, state: tiny.ServerState) -> list[float]:
@@ -50,11 +62,10 @@ def test_a_round_by_hand() -> None:
     """
     method = FLASC(upload_density=0.25)
     state = tiny.server_state(P, optimizer="sgd", lr=1.0)
-    method.prepare(state, 1)
-    download = method.download(state, method.plan(1, 0))
-    assert kept(download) == {5: 6.0, 7: -5.0}
+    assert method.prepare(state, 1) == {}
+    assert kept(sent_down(method, state)) == {5: 6.0, 7: -5.0}
 
-    job = job_from(download, method)
+    job = job_from(method, state)
     assert method.begin(job).gradient_mask is None  # the client trains every entry, those it was not sent too
     moves = [{0: -3.0, 5: 1.0, 6: 0.5}, {5: -2.0, 7: 4.0}]
     uploads = []
@@ -62,12 +73,12 @@ def test_a_round_by_hand() -> None:
         trained = job.start.clone()
         for index, by in move.items():
             trained[index] += by
-        uploads.append(method.upload(job, trained))
+        uploads.append(sent_up(method, job, trained))
     assert [kept(upload) for upload in uploads] == [{0: 3.0, 5: -1.0}, {5: 2.0, 7: -4.0}]
 
-    aggregate = method.aggregate(state)
+    aggregate = method.aggregate(state, tiny.shared_of(state))
     for upload in uploads:
-        aggregate.add(upload, 1)
+        aggregate.add(tiny.arrived(upload))
     update = aggregate.finish()
     assert update is not None
     assert update.tolist() == [1.5, 0, 0, 0, 0, 0.5, 0, -2.0]
@@ -81,7 +92,7 @@ def test_the_main_view_is_what_the_next_client_downloads() -> None:
     method = FLASC(upload_density=0.5, download_density=0.25)
     state = tiny.server_state(P)
     assert next(iter(method.views(state))) == "masked"
-    assert view(method, state) == method.download(state, method.plan(2, 3)).to_dense().tolist()
+    assert view(method, state) == sent_down(method, state, client=3).to_dense().tolist()
 
 
 def test_evaluate_before_step_keeps_the_mask_of_the_round() -> None:
@@ -105,28 +116,26 @@ def test_exactly_k_entries_travel(up: float, down: float, length: int) -> None:
     method = FLASC(upload_density=up, download_density=down)
     vector = torch.randn(length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
     state = tiny.server_state(vector.tolist())
-    download = method.download(state, method.plan(1, 0))
-    assert download.count == max(1, int(down * length))
-    job = job_from(download, method, tiny.layout_of(length))
-    upload = method.upload(job, job.start + vector)
-    assert upload.count == max(1, int(up * length))
+    assert sent_down(method, state).count == max(1, int(down * length))
+    job = job_from(method, state)
+    assert sent_up(method, job, job.start + vector).count == max(1, int(up * length))
 
 
 def test_scope_layer_keeps_the_fraction_of_every_layer() -> None:
     """Of 5 and 3 entries a half is 2 and 1, though the three largest stand elsewhere."""
     method = FLASC(upload_density=0.5, topk_scope="layer")
     state = tiny.server_state([4.0, 3.0, 0.5, 2.0, 1.0, 6.0, 0.1, 5.0], LAYERS)
-    assert kept(method.download(state, method.plan(1, 0))) == {0: 4.0, 1: 3.0, 5: 6.0}
-    job = job_from(method.download(state, method.plan(1, 0)), method, LAYERS)
+    assert kept(sent_down(method, state)) == {0: 4.0, 1: 3.0, 5: 6.0}
+    job = job_from(method, state)
     moved = torch.tensor([9.0, 8, 7, 6, 5, 3, 2, 1], dtype=torch.float64)
-    assert kept(method.upload(job, job.start - moved)) == {0: 9.0, 1: 8.0, 5: 3.0}
+    assert kept(sent_up(method, job, job.start - moved)) == {0: 9.0, 1: 8.0, 5: 3.0}
     assert [i for i, value in enumerate(view(method, state)) if value] == [0, 1, 5]
 
 
 def test_scope_layer_keeps_at_least_one_entry_of_each_adapter_and_the_head() -> None:
     built = tiny.build(FLASC(lora_rank=2, upload_density=0.001, topk_scope="layer"))
     state = tiny.server_state(built.start().tolist(), built.parameters.layout)
-    places = kept(built.method.download(state, built.method.plan(1, 0)))
+    places = kept(sent_down(built.method, state))
     assert [sum(start <= place < stop for place in places) for start, stop in state.layout.layers] == [1] * 7
 
 
@@ -134,11 +143,11 @@ def test_a_whole_upload_or_download_is_dense() -> None:
     """Without indices to pay for: FLASC at density 1 is dense LoRA."""
     state = tiny.server_state(P)
     for method in (FLASC(upload_density=1.0), FLASC(upload_density=0.25, download_density=1.0)):
-        assert method.download(state, method.plan(1, 0)).indices is None
+        assert sent_down(method, state).indices is None
         assert view(method, state) == P
     method = FLASC(upload_density=1.0, download_density=0.25)
-    job = job_from(method.download(state, method.plan(1, 0)), method)
-    assert method.upload(job, job.start - 1).indices is None
+    job = job_from(method, state)
+    assert sent_up(method, job, job.start - 1).indices is None
 
 
 @pytest.mark.parametrize(
@@ -150,10 +159,50 @@ def test_a_whole_upload_or_download_is_dense() -> None:
         (FLASC(upload_density=1.0), "FLASC 1"),
         (FLASC(upload_density=0.25, download_density=0.25), "FLASC 1/4"),
         (FLASC(upload_density=1 / 64, download_density=1.0), "FLASC 1/64, down 1"),
+        (FLASC(tiers=3), "FLASC ranks 1, 4, 16"),
+        (FLASC(tiers=2, tier_base=2, download_density=0.25), "FLASC ranks 8, 16, down 1/4"),
     ],
 )
 def test_labels_say_the_densities(method: FLASC, label: str) -> None:
     assert method.label == label
+
+
+def clients_by_tier(method: FLASC, state: tiny.ServerState) -> dict[float, int]:
+    """One client of each tier, by the density of its upload."""
+    return {method.plan(state, 1, client).upload_density: client for client in range(20)}
+
+
+def test_tiers_send_as_many_values_as_hetlora_would() -> None:
+    """Rank 2 has 192 entries in A and in B each and 51 in the head; rank 1 has half of the former: 243 of 435."""
+    method = FLASC(lora_rank=2, tiers=2)
+    built = tiny.build(method)
+    state = tiny.server_state(built.start().tolist(), built.parameters.layout)
+    lower, higher = (client for _, client in sorted(clients_by_tier(method, state).items()))
+    for client, count in ((lower, 243), (higher, 435)):
+        assert sent_down(method, state, client).count == count
+        job = job_from(method, state, client)
+        assert sent_up(method, job, job.start - state.vector.detach()).count == count
+    assert sent_down(method, state, higher).indices is None  # everything travels: no index to pay for
+    whole = state.vector.detach()
+    views = method.views(state)
+    assert list(views) == ["masked", "rank1", "full"]
+    assert torch.equal(views["masked"], whole)
+    largest = whole.abs().argsort(descending=True)[:243]
+    assert torch.equal(views["rank1"], torch.zeros_like(whole).index_copy(0, largest, whole[largest]))
+
+
+def test_a_download_density_holds_for_every_tier() -> None:
+    method = FLASC(lora_rank=2, tiers=2, download_density=0.25)
+    built = tiny.build(method)
+    state = tiny.server_state(built.start().tolist(), built.parameters.layout)
+    assert len(clients_by_tier(method, state)) == 2
+    assert {sent_down(method, state, client).count for client in range(20)} == {108}
+
+
+def test_tiers_are_refused_where_there_is_no_rank_to_cut() -> None:
+    FLASC().check(LAYERS)
+    with pytest.raises(ConfigurationError, match=r"method\.tiers"):
+        FLASC(tiers=2).check(LAYERS)
 
 
 @pytest.mark.parametrize("density", [0.0, -0.1, 1.5, float("nan"), float("inf")])

@@ -1,0 +1,75 @@
+"""Clients evaluated on examples of their own: with the server's parameters, with parts of their own, and trained on."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from fedsim.briefing import Briefing, clients_of, tell
+from fedsim.client import Trained
+from fedsim.experiment import Experiment
+from fedsim.jobs import personal_job, require_finite
+from fedsim.method import Plan, ServerState, Shared
+from fedsim.transport import Workers
+
+FEW = 20
+"""How many clients train on before they are evaluated: their vectors are held that long."""
+
+
+def evaluate_clients(
+    experiment: Experiment, state: ServerState, vector: Tensor, round: int, workers: Workers
+) -> dict[str, float]:
+    """Evaluates clients on their own examples. Every worker must call it.
+
+    Args:
+        experiment: the run.
+        state: the server's, which holds what clients keep.
+        vector: (P,), the main view.
+        round: after so many steps.
+        workers: who shares the work.
+
+    Returns:
+        held_out/METRIC and clients/METRIC; personal/METRIC after training on, where that was asked for. Nothing where
+        no examples are held out.
+    """
+    evaluator, method = experiment.client_evaluator, experiment.method
+    if evaluator is None:
+        return {}
+    metrics = evaluator.evaluate(vector, workers)
+    if not (experiment.evaluation.local_epochs or method.personal_parts):
+        return metrics
+    briefing = _brief(experiment, state, evaluator.clients, round, workers)
+    mine = range(workers.rank, len(evaluator.clients), workers.count)
+    if method.personal_parts:
+        own = ((at, method.personal(briefing.shared, vector, briefing.clients[at])) for at in mine)
+        metrics |= evaluator.evaluate_each("clients", own, workers)
+    if experiment.evaluation.local_epochs:
+        trained = _train_on(experiment, briefing, evaluator.clients, mine, vector)
+        metrics |= evaluator.evaluate_each("personal", ((t.job.position, t.vector) for t in trained), workers)
+    return metrics
+
+
+def _brief(
+    experiment: Experiment, state: ServerState, clients: Sequence[int], round: int, workers: Workers
+) -> Briefing:
+    """Tells every worker what these clients keep, and the rank that they work on."""
+    method, ranks = experiment.method, []
+    if workers.is_server:
+        plans = [method.plan(state, max(1, round), client) for client in clients]
+        ranks = [plan.lora_rank if plan else 0 for plan in plans]
+    facts, found = tell(state, {"ranks": ranks}, {}, workers, clients if method.personal_parts else ())
+    shared = Shared(round, state.seed, state.layout, state.initial)
+    held = clients_of(facts, found) if method.personal_parts else [state.client(-1)] * len(clients)
+    return Briefing(shared, [Plan(lora_rank=rank) for rank in facts["ranks"]], held)
+
+
+def _train_on(
+    experiment: Experiment, briefing: Briefing, clients: Sequence[int], positions: Sequence[int], vector: Tensor
+) -> Iterator[Trained]:
+    """Trains clients on from the main view; a few are held at a time."""
+    for first in range(0, len(positions), FEW):
+        jobs = [personal_job(experiment, briefing, at, clients[at], vector) for at in positions[first : first + FEW]]
+        # All of the few first, as an evaluation between two of them would load into what the trainer is using.
+        for trained in list(experiment.trainer.train(jobs)):
+            what = f"client {trained.job.client}, trained on after round {briefing.shared.round}"
+            require_finite(trained.vector, what)
+            yield trained
