@@ -52,7 +52,7 @@ class FLASC(Method):
         require_density("method.upload_density", self.upload_density)
         if self.download_density is not None:
             require_density("method.download_density", self.download_density)
-        self._tiers = Tiers(self.tiers or 1, self.tier_base, self.lora_rank)
+        self._tiers = Tiers(1 if self.tiers is None else self.tiers, self.tier_base, self.lora_rank)
 
     @property
     def label(self) -> str:

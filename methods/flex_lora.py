@@ -42,7 +42,7 @@ class FlexLoRA(Method):
     tier_base: int | None = None
 
     def __post_init__(self) -> None:
-        self._tiers = Tiers(self.tiers or 1, self.tier_base, self.lora_rank)
+        self._tiers = Tiers(1 if self.tiers is None else self.tiers, self.tier_base, self.lora_rank)
 
     @property
     def label(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from fedsim.errors import ConfigurationError
 from launch.__main__ import main
 from launch.configuration import (
     NOT_PART_OF_A_RUN,
@@ -249,3 +250,14 @@ def test_flat_settings_are_the_keys_of_the_command_line() -> None:
     assert flat["client.module"] is None
     rebuilt = [f"--{key}={str(value).replace(' ', '')}" for key, value in flat.items() if value is not None]
     assert read_settings(rebuilt).resolved == read().resolved
+
+
+def test_a_method_without_an_optimiser_refuses_one_by_hand(elsewhere: Path) -> None:
+    """Presets and config.yaml spell the server's keys for every method; on the command line they would mislead."""
+    for given in ("--server.lr", "--server.weighting"):
+        value = "0.1" if given == "--server.lr" else "examples"
+        with pytest.raises(ConfigurationError, match=rf"{given} is given, but FedIT takes over .* leave it out"):
+            read_settings(["--method", "FedIT", given, value])
+    assert read_settings(["--method", "FFALoRA", "--server.lr", "0.1"]).server.lr == 0.1
+    (elsewhere / "run.yaml").write_text(save_yaml(read_settings(["--method", "FedIT"]).resolved))
+    assert read_settings(["--config", "run.yaml"]).method.label == "FedIT"
