@@ -16,7 +16,7 @@ from fedsim.options import require
 
 @dataclass
 class AdapterLTH(Method):
-    """Removes the smallest entries of LoRA every few rounds, for good, and trains the others on.
+    """Prunes LoRA's smallest entries every few rounds, for good; the values that are left travel.
 
     Source: Kuo et al., FLASC, Algorithm 5 ("if AdapterLTH"), after Wu and Chen 2022; no rewinding, as in Renda et al.
     2019.

@@ -12,7 +12,7 @@ from fedsim.method import Arrangement, Method
 
 @dataclass
 class Centralised(Method):
-    """Trains LoRA on the pooled examples of all clients, a batch a round, by the server optimiser.
+    """Trains LoRA on the pooled examples of all clients, a batch a round; what travels is of no meaning.
 
     Source: Kuo et al., FLASC, Appendix A, Algorithm 3 (its Adam).
 

@@ -21,7 +21,7 @@ from fedsim.sparse import SparseVector
 
 @dataclass
 class FedExLoRA(Method):
-    """Takes over the mean factors and adds the residual to the backbone, so that nothing is lost in aggregation.
+    """Takes over the mean factors and adds the residual to the backbone; P travels, and residuals down.
 
     Source: Singhal et al. 2025, FedEx-LoRA (arXiv 2410.09432).
 

@@ -16,7 +16,7 @@ from fedsim.parameters import Layout
 
 @dataclass
 class FedIT(Method):
-    """Takes over the mean of all A and the mean of all B: what everybody else of its family corrects.
+    """Takes over the mean of all A and the mean of all B; all of P travels both ways.
 
     Source: Zhang et al. 2023, FedIT (arXiv 2305.05644).
 

@@ -21,7 +21,7 @@ OWN = "own"
 
 @dataclass
 class FedSALoRA(Method):
-    """Trains A, B and the head, and averages A alone.
+    """Trains A, B and the head, and averages A: A alone travels.
 
     Source: Guo et al. 2025, FedSA-LoRA (arXiv 2410.01463).
 

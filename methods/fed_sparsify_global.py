@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FedSparsifyGlobal(Method):
-    """Removes the backbone's smallest weights every few rounds, for good, and trains the others on.
+    """Prunes the backbone's smallest weights every few rounds, for good; the values that are left travel.
 
     Source: Kuo et al., FLASC, Algorithm 5 ("else"), after Stripelis et al. 2022.
 

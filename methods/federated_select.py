@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FederatedSelect(Method):
-    """Sends and trains the largest entries of each round; the server keeps all of them.
+    """Sends and trains each round's largest entries; their update's values go up, the server keeps all of P.
 
     Source: Kuo et al., FLASC, Algorithm 6 ("if Federated Select"), after Charles et al. 2022.
 

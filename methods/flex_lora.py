@@ -20,7 +20,7 @@ from fedsim.tiers import Tiers, rank_slice
 
 @dataclass
 class FlexLoRA(Method):
-    """Takes over the best approximation of the mean of the products that its rank allows.
+    """Cuts the mean of the products to its rank; all of P travels, or the ranks that a client has.
 
     Source: Bai et al. 2024, FlexLoRA (arXiv 2402.11505).
 

@@ -25,7 +25,7 @@ TOLERANCE = 1e-12
 
 @dataclass
 class FLoRANA(Method):
-    """Combines the clients' factors by the coefficients whose product is nearest to the mean of the products.
+    """Combines the clients' factors so that their product is nearest to the mean of products; all of P travels.
 
     Source: Nguyen et al. 2025, FLoRA-NA (arXiv 2509.26399), Eq. 6.
 

@@ -24,7 +24,7 @@ from fedsim.state import ClientState
 
 @dataclass
 class FLoRAStacking(Method):
-    """Merges the stacked factors of all clients into the backbone and draws LoRA anew, so that nothing is lost.
+    """Merges the stacked factors into the backbone and draws LoRA anew; P travels up, the stacks down.
 
     Source: Wang et al. 2024, FLoRA (arXiv 2409.05976).
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class FullFineTuning(Method):
-    """Trains and sends every weight of the backbone.
+    """Trains every weight of the backbone; all of them travel both ways.
 
     Source: Kuo et al., FLASC, Table 1 and Algorithm 3.
 

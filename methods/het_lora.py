@@ -25,7 +25,7 @@ RANK = "lora_rank"
 
 @dataclass
 class HetLoRA(Method):
-    """Truncates the adapter to each client's rank on the way down, and pads with zeros on the way up.
+    """Truncates the adapter to each client's rank, which is all that travels, and pads the mean with zeros.
 
     Source: Cho et al. 2024 (arXiv 2401.06432); ranks by tier and FedAdam as in Kuo et al., FLASC, Section 4.4.
 

@@ -12,7 +12,7 @@ from fedsim.tiers import PAPERS_TIERS, Tiers
 
 @dataclass
 class HighestTierOnly(Method):
-    """Drops the clients of lower tiers after they are sampled, and trains LoRA with the rest.
+    """Drops sampled clients of lower tiers, who send nothing; all of P travels for the rest.
 
     Source: Kuo et al., FLASC, Section 4.4 and Table 3.
 

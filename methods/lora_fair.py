@@ -18,7 +18,7 @@ from fedsim.parameters import Layout
 
 @dataclass
 class LoRAFAIR(Method):
-    """Corrects the mean B so that its product with the mean A is near the mean of the products.
+    """Corrects the mean B so that its product with the mean A fits the mean of products; all of P travels.
 
     Source: Bian et al. 2025, LoRA-FAIR (arXiv 2411.14961).
 

@@ -15,7 +15,7 @@ from fedsim.tiers import PAPERS_TIERS, Tiers, rank_slice, truncated
 
 @dataclass
 class LowestTier(Method):
-    """Gives every client the lowest tier's rank.
+    """Gives every client the lowest tier's rank, which is all that travels.
 
     Source: Kuo et al., FLASC, Section 4.4 and Table 3.
 

@@ -20,7 +20,7 @@ SERVER = "server"
 
 @dataclass
 class RoLoRA(Method):
-    """Trains and averages B in odd rounds and A in even ones, the other factor frozen; the head always.
+    """Trains, averages and sends B in odd rounds and A in even ones; the head always.
 
     Source: Chen et al. 2025, RoLoRA (arXiv 2502.01755).
 

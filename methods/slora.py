@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SLoRA(Method):
-    """Fine-tunes a tenth of the backbone's weights first, and starts LoRA from the truncated SVD of their change.
+    """Fine-tunes and sends a tenth of the backbone first, then LoRA from the truncated SVD of its change.
 
     Source: Babakniya et al. 2023 (arXiv 2308.06522); in Kuo et al., FLASC, Section 4.3, Figure 8 and Appendix B.4.
 

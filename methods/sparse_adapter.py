@@ -15,7 +15,7 @@ from fedsim.sparse import as_fraction, require_density
 
 @dataclass
 class SparseAdapter(Method):
-    """Removes the smallest entries of LoRA after one dense round, for good.
+    """Prunes LoRA once, after a dense round, for good; the values that are left travel.
 
     Source: Kuo et al., FLASC, Algorithm 6, after He et al. 2022.
 

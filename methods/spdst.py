@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SPDST(Method):
-    """Removes the backbone's smallest weights after one dense round, for good.
+    """Prunes the backbone once, after a dense round, for good; the values that are left travel.
 
     Source: Kuo et al., FLASC, Algorithm 6 ("if SPDST"), after Babakniya et al. 2023.
 
