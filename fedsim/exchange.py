@@ -90,7 +90,9 @@ class Exchange:
         if self._options.error_feedback and payload:
             sent, _, _ = self.read_upload(payload, support, job.reference)
             unsent = job.reference - vector - sent.to_dense()
-            state[RESIDUAL] = unsent if support is None else _only(unsent, support.to(unsent.device))
+            unsent = unsent if support is None else _only(unsent, support.to(unsent.device))
+            if unsent.any():  # who sent all of it keeps nothing
+                state[RESIDUAL] = unsent
         elif owed is not None:
             state[RESIDUAL] = owed  # nothing was sent of it
         return Sent(payload, state)

@@ -27,9 +27,10 @@ class FedSALoRA(Method):
 
     A client's model is the mean A with its own B and head: `clients/METRIC` is the number to look at. There is no
     global model; the main view puts the mean A together with the mean B and head of all clients that took part so far.
-    It is a diagnostic that nobody has and that costs no bytes, and `product_error` is its error, which the simulator
-    knows and the server would not. The published code keeps one B for all clients in turn (one module serves them);
-    here each has its own. A client that never took part has B as it starts, zero, and the backbone's head.
+    It is a diagnostic that nobody has and that costs no bytes. `product_error` is that of the round's own clients, of
+    the mean of their A with the mean of their B, which the simulator knows and the server would not. The published
+    code keeps one B for all clients in turn (one module serves them); here each has its own. A client that never took
+    part has B as it starts, zero, and the head that the backbone comes with, for which nobody pays.
 
     Args:
         share_head: the head travels and is averaged like A. The released configuration for classification keeps it.

@@ -88,7 +88,9 @@ class FLASC(Method):
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """P as the next client would download it, per tier the highest first, and the whole P."""
         whole, found = state.vector.detach(), {}
-        for rank in reversed(self._tiers.ranks):
+        # Where all tiers download alike, one view is all of them.
+        ranks = self._tiers.ranks if self.download_density is None else [self.lora_rank]
+        for rank in reversed(ranks):
             name = "masked" if rank == self.lora_rank else f"rank{rank}"
             density = self._plan_of_rank(state.layout, rank).download_density
             found[name] = self._sparse(whole, density, state.layout).to_dense()

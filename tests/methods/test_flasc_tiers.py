@@ -27,7 +27,9 @@ def test_it_sends_as_many_values_as_hetlora_head_included(tiers: int) -> None:
 
 
 def test_the_download_may_have_a_density_of_its_own() -> None:
-    entries = ledger(FLASC(lora_rank=4, tiers=2, download_density=1.0))
+    method = FLASC(lora_rank=4, tiers=2, download_density=1.0)
+    assert list(method.views(tiny.server_state([1.0, 2.0]))) == ["masked", "full"]  # all tiers hold the same
+    entries = ledger(method)
     assert {e.download_values for e in entries} == {51 + 192 * 4}
     assert {e.upload_values for e in entries} == {51 + 192, 51 + 192 * 4}
 
