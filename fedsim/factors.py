@@ -160,7 +160,7 @@ class FactorAggregate:
         for layer, factors in self._modules():
             stack = self._stack(layer, factors)
             made = combine(stack)
-            # What is measured is what P holds in the end, in its own precision.
+            # Measured is what P holds in the end, in its own precision, but for the last bit of `assign`.
             a, b = (
                 views[factors[segment].name].copy_(value).double() if segment in factors else value
                 for segment, value in (("A", made.a), ("B", made.b))

@@ -15,6 +15,7 @@ A round, and where each hook runs:
     step               server worker    what the server does with it
     views              server worker    what is evaluated and exported
     personal           every worker     what a client evaluates on its own examples
+    known              server worker    what still binds a client that is evaluated after training on
 
 A method is a dataclass, so its options are its fields; it holds no state of a run. That lives in `ServerState`.
 """
@@ -148,6 +149,9 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
             return job
         mask = torch.zeros_like(job.start)
         mask[support.to(mask.device)] = 1
+        if job.plan.lora_rank:  # in an evaluation it was given all of P, of which a smaller rank holds its slice
+            held = job.start * mask
+            job = replace(job, start=held, reference=held)
         return replace(job, gradient_mask=mask)
 
     def penalty(self) -> Penalty | None:
@@ -180,3 +184,7 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     def personal(self, shared: Shared, vector: Tensor, client: ClientState) -> Tensor:
         """Returns what a client makes of the main view, (P,): where `personal_parts`, with its own parts restored."""
         return vector
+
+    def known(self, state: ServerState) -> dict[str, Tensor]:
+        """Returns what of `prepare`'s tensors binds a client that trains on outside of a round, by name; pure."""
+        return {}

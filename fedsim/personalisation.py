@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from fedsim.briefing import Briefing, clients_of, tell
+from fedsim.briefing import Briefing, below, clients_of, named, tell
 from fedsim.client import Trained
 from fedsim.experiment import Experiment
 from fedsim.jobs import personal_job, require_finite
@@ -51,13 +51,14 @@ def evaluate_clients(
 def _brief(
     experiment: Experiment, state: ServerState, clients: Sequence[int], round: int, workers: Workers
 ) -> Briefing:
-    """Tells every worker what these clients keep, and the rank that they work on."""
-    method, ranks = experiment.method, []
+    """Tells every worker what these clients know and keep, and the rank that they work on."""
+    method, ranks, known = experiment.method, [], {}
     if workers.is_server:
+        known = named("shared", method.known(state))
         plans = [method.plan(state, max(1, round), client) for client in clients]
         ranks = [plan.lora_rank if plan else 0 for plan in plans]
-    facts, found = tell(state, {"ranks": ranks}, {}, workers, clients if method.personal_parts else ())
-    shared = Shared(round, state.seed, state.layout, state.initial)
+    facts, found = tell(state, {"ranks": ranks}, known, workers, clients if method.personal_parts else ())
+    shared = Shared(round, state.seed, state.layout, state.initial, below("shared", found))
     held = clients_of(facts, found) if method.personal_parts else [state.client(-1)] * len(clients)
     return Briefing(shared, [Plan(lora_rank=rank) for rank in facts["ranks"]], held)
 

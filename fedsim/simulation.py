@@ -102,15 +102,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     jobs = _jobs(experiment, exchange, briefing, cohort, [at for at in active if owners[at] == workers.rank], downloads)
 
     # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
-    messages: dict[int, bytes] = {}
-    kept: dict[int, bytes] = {}
-    for trained in experiment.trainer.train(jobs):
-        at = trained.job.position
-        require_finite(trained.vector, f"the update of client {cohort[at]} in round {round}")
-        what = f"the upload of client {cohort[at]} in round {round}"
-        sent = exchange.send_upload(method, trained, examples[at], what)
-        messages[at] = sent.payload
-        kept[at] = pack({"logged": trained.logged}, sent.state)
+    messages, kept = _train(experiment, exchange, jobs, examples)
     at_home = {at: unpack(packed, state.vector.device) for at, packed in workers.gather(kept, owners) if packed}
 
     seconds = 0.0
@@ -216,6 +208,19 @@ def _jobs(
         start = method.start(shared, received[plan], held) if held.tensors else starts[plan]
         jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, held))
     return jobs
+
+
+def _train(
+    experiment: Experiment, exchange: Exchange, jobs: Sequence[ClientJob], examples: Sequence[int]
+) -> tuple[dict[int, bytes], dict[int, bytes]]:
+    """Trains this worker's clients: by position, the message of each, and what it logged and keeps."""
+    messages, kept = {}, {}
+    for trained in experiment.trainer.train(jobs):
+        at, whose = trained.job.position, f"of client {trained.job.client} in round {trained.job.shared.round}"
+        require_finite(trained.vector, f"the update {whose}")
+        sent = exchange.send_upload(experiment.method, trained, examples[at], f"the upload {whose}")
+        messages[at], kept[at] = sent.payload, pack({"logged": trained.logged}, sent.state)
+    return messages, kept
 
 
 def _arrived(

@@ -52,7 +52,7 @@ class AdapterLTH(Method):
         if round % self.prune_every_rounds == 0:
             density = pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)
             pruning.prune_smallest(state, density, self.mask_scope, round)
-        return pruning.known_mask(state)
+        return self.known(state)
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
         """Clients that hold the same mask share a download."""
@@ -70,3 +70,7 @@ class AdapterLTH(Method):
         """A step of FedAdam (lines 13 and 14), after which pruned entries are still zero."""
         super().step(state, update)
         pruning.zero_pruned(state)
+
+    def known(self, state: ServerState) -> dict[str, Tensor]:
+        """M, within which clients that are evaluated after training on stay too."""
+        return pruning.known_mask(state)

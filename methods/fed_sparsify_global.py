@@ -80,7 +80,7 @@ class FedSparsifyGlobal(Method):
         elif round % self.prune_every_rounds == 0:
             density = pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)
             pruning.prune_smallest(state, density, self.mask_scope, round)
-        return pruning.known_mask(state)
+        return self.known(state)
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
         """Clients that hold the same mask share a download."""
@@ -98,6 +98,10 @@ class FedSparsifyGlobal(Method):
         """A step of FedAdam (lines 13 and 14), after which pruned entries are still zero."""
         super().step(state, update)
         pruning.zero_pruned(state)
+
+    def known(self, state: ServerState) -> dict[str, Tensor]:
+        """M, within which clients that are evaluated after training on stay too."""
+        return pruning.known_mask(state)
 
     def _sparsity(self, done: int) -> float:
         """What is removed after so many rounds: s_f + (s_i - s_f) (1 - t / T)^3 with s_i = 0 (Stripelis et al.)."""

@@ -62,11 +62,15 @@ class FederatedSelect(Method):
 
     def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
         """M = TopKMask(|P|, d) (line 24)."""
+        known = self.known(state)
+        if known:
+            pruning.note_dead_adapter(state, known["kept"])
+        return known
+
+    def known(self, state: ServerState) -> dict[str, Tensor]:
+        """M of P as it is now, within which clients that are evaluated after training on stay too."""
         kept = self._mask(state)
-        if kept is None:
-            return {}
-        pruning.note_dead_adapter(state, kept)
-        return {"kept": kept}
+        return {} if kept is None else {"kept": kept}
 
     def upload_support(self, shared: Shared, plan: Plan) -> Tensor | None:
         """M: what trains (the M of TrainStep, line 28) and goes up; both ends have it once the download is there."""

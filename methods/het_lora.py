@@ -81,11 +81,8 @@ class HetLoRA(Method):
         return None if plan.lora_rank == self.lora_rank else rank_slice(shared.layout, plan.lora_rank)
 
     def begin(self, job: ClientJob) -> ClientJob:
-        """Trains the slice, in an evaluation too, where the client is given all of P; and what the penalty needs."""
+        """Trains the slice, and what the penalty needs."""
         job = super().begin(job)
-        if job.gradient_mask is not None:
-            held = job.start * job.gradient_mask
-            job = replace(job, start=held, reference=held)
         return replace(job, penalty_tensors=self._tail(job)) if self.rank_decay < 1 else job
 
     def penalty(self) -> Penalty | None:

@@ -17,6 +17,7 @@ class HighestTierOnly(Method):
     Source: Kuo et al., FLASC, Section 4.4 and Table 3.
 
     The mean runs over the rest of the cohort. A cohort without any is a round without a step, and costs nothing.
+    Clients that are evaluated after training on train the whole adapter, of whatever tier.
 
     Args:
         tiers: how many ranks there are among the clients, b_s; the highest is lora_rank. 3 where not

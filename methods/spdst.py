@@ -94,6 +94,10 @@ class SPDST(Method):
         super().step(state, update)
         pruning.zero_pruned(state)
 
+    def known(self, state: ServerState) -> dict[str, Tensor]:
+        """M, within which clients that are evaluated after training on stay too."""
+        return {"kept": self._mask(state)} if pruning.awaits_mask(state) else pruning.known_mask(state)
+
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """P as the next client downloads it: after the dense round it is pruned."""
         return {"masked": pruning.with_mask_taken(state, self._mask, self.go_on_from)}

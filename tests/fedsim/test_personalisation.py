@@ -18,6 +18,15 @@ from fedsim.method import ClientJob, ClientState, Method, Plan, ServerState, Sha
 from fedsim.options import EvaluationOptions
 from fedsim.personalisation import evaluate_clients
 from fedsim.server import initial_state
+from fedsim.simulation import run_round
+from fedsim.tiers import rank_slice
+from methods.adapter_lth import AdapterLTH
+from methods.fed_sparsify_global import FedSparsifyGlobal
+from methods.federated_select import FederatedSelect
+from methods.flex_lora import FlexLoRA
+from methods.het_lora import HetLoRA
+from methods.sparse_adapter import SparseAdapter
+from methods.spdst import SPDST
 from tests import tiny
 
 ROWS = {0: np.array([30, 31, 32, 33]), 2: np.array([34, 35]), 3: np.array([36, 37, 38]), 4: np.array([39])}
@@ -188,3 +197,40 @@ def test_how_many_are_held_at_a_time_is_no_part_of_the_result(monkeypatch: pytes
     vectors = {trained.job.client: trained.vector for trained in made.done[:4]}
     for trained in made.done[4:]:
         assert torch.equal(trained.vector, vectors[trained.job.client])
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SparseAdapter(lora_rank=2),
+        AdapterLTH(lora_rank=2, prune_fraction=0.5),
+        FedSparsifyGlobal(prune_fraction=0.5),
+        SPDST(density=0.5),
+        FederatedSelect(lora_rank=2),
+        FlexLoRA(lora_rank=4, tiers=3),
+        HetLoRA(lora_rank=4, tiers=3),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_who_trains_on_stays_within_its_mask_and_its_rank(method: Method, rounds: int) -> None:
+    """No pruned entry comes back, and no client has ranks that it could not hold."""
+    made = scene(method, EvaluationOptions(held_out=0.2, local_epochs=1))
+    made.state.clients.clear()
+    for round in range(1, rounds + 1):
+        run_round(made.experiment, made.state, round, tiny.ONE_WORKER, None)
+    made.done.clear()
+    made.vector = next(iter(method.views(made.state).values()))
+    made.evaluate()
+    assert [trained.job.client for trained in made.done] == list(ROWS)
+    known, sizes = method.known(made.state), set()
+    for trained in made.done:
+        held = torch.ones_like(trained.vector)
+        if trained.job.plan.lora_rank:
+            held = torch.zeros_like(held).index_fill(0, rank_slice(made.state.layout, trained.job.plan.lora_rank), 1)
+        elif known:
+            held = torch.zeros_like(held).index_fill(0, known["kept"], 1)
+        assert not (trained.vector * (1 - held)).any()
+        assert not torch.equal(trained.vector, trained.job.start)
+        sizes.add(int(held.sum()))
+    assert len(sizes) > 1 if trained.job.plan.lora_rank else bool(known) or rounds == 1
