@@ -30,11 +30,13 @@ class Arrangement:
         population: the clients that are sampled.
         client: their local work.
         run: how many of them a round, and how many rounds.
+        notes: what the user should know of it, a line each; printed when a run starts.
     """
 
     population: Partition
     client: ClientOptions
     run: RunOptions
+    notes: tuple[str, ...] = ()
 
 
 class Pooled:

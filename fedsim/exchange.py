@@ -71,7 +71,8 @@ class Exchange:
         """Makes a client's message: its update as the method sends it, after what it still owed.
 
         With error feedback a client adds what it did not send before to its update, and keeps what it does not send now
-        (Seide et al. 2014; Stich et al. 2018). Entries that it need not send are not owed: they may be its own parts.
+        (Seide et al. 2014; Stich et al. 2018). What this round does not ask for stays owed as it was: nothing is added
+        to it, as it may be the client's own parts.
 
         Args:
             method: the run's.
@@ -90,7 +91,10 @@ class Exchange:
         if self._options.error_feedback and payload:
             sent, _, _ = self.read_upload(payload, support, job.reference)
             unsent = job.reference - vector - sent.to_dense()
-            unsent = unsent if support is None else _only(unsent, support.to(unsent.device))
+            if support is not None:
+                before = torch.zeros_like(unsent) if owed is None else owed
+                places = support.to(unsent.device)
+                unsent = before.index_copy(0, places, unsent[places])
             if unsent.any():  # who sent all of it keeps nothing
                 state[RESIDUAL] = unsent
         elif owed is not None:
@@ -127,8 +131,3 @@ class Exchange:
         if support is not None:
             moved = moved.beyond(support.to(like.device), self._length)
         return moved, tuple(beside), examples
-
-
-def _only(vector: Tensor, places: Tensor) -> Tensor:
-    """A vector at some places, zero elsewhere."""
-    return torch.zeros_like(vector).index_copy(0, places, vector[places])

@@ -1,18 +1,42 @@
 """What a client will do, laid out as data: its batches, the draws of augmentation, the seed of dropout."""
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fedsim.briefing import Briefing
 from fedsim.errors import TrainingError
 from fedsim.experiment import Experiment
-from fedsim.method import ClientJob, ClientState, Plan, Shared
+from fedsim.method import ClientJob, ClientState, Method, Plan, Shared
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator, torch_seed
 
 
+def gradient_mask(method: Method, shared: Shared, plan: Plan, like: Tensor) -> Tensor | None:
+    """Makes the mask of what moves under a plan, which its clients share: it may be as large as the backbone.
+
+    Args:
+        method: says what moves.
+        shared: what everybody knows of the round.
+        plan: of the clients.
+        like: (P,), for dtype and device.
+
+    Returns:
+        (P,) of zeros and ones; None where everything moves.
+    """
+    moving = method.moving(shared, plan)
+    return None if moving is None else torch.zeros_like(like).index_fill(0, moving.to(like.device), 1)
+
+
 def round_job(
-    experiment: Experiment, shared: Shared, position: int, client: int, plan: Plan, start: Tensor, held: ClientState
+    experiment: Experiment,
+    shared: Shared,
+    position: int,
+    client: int,
+    plan: Plan,
+    start: Tensor,
+    mask: Tensor | None,
+    held: ClientState,
 ) -> ClientJob:
     """Lays out what one client does this round; the method may refine it.
 
@@ -23,6 +47,7 @@ def round_job(
         client: its number in the population.
         plan: what the method asks of it.
         start: (P,), what it made of its download.
+        mask: (P,), what moves under its plan, or None; see `gradient_mask`.
         held: what it keeps at home.
 
     Returns:
@@ -38,10 +63,12 @@ def round_job(
     )
     draws = generator(seed, Purpose.AUGMENTATION, round, client)
     dropout = torch_seed(seed, Purpose.DROPOUT, round, client)
-    return _lay_out(experiment, shared, position, client, plan, start, held, batches, draws, dropout)
+    return _lay_out(experiment, shared, position, client, plan, start, mask, held, batches, draws, dropout)
 
 
-def personal_job(experiment: Experiment, briefing: Briefing, position: int, client: int, vector: Tensor) -> ClientJob:
+def personal_job(
+    experiment: Experiment, briefing: Briefing, position: int, client: int, vector: Tensor, mask: Tensor | None
+) -> ClientJob:
     """Lays out how an evaluated client trains on from the server's parameters; what comes of it is not uploaded.
 
     Args:
@@ -49,12 +76,13 @@ def personal_job(experiment: Experiment, briefing: Briefing, position: int, clie
         briefing: of the evaluated clients.
         position: of the client among them.
         client: its number in the partition.
-        vector: (P,), the main view, in which it restores the parts that are its own.
+        vector: (P,), the main view, in which it restores the parts that are its own, or of which it holds its slice.
+        mask: (P,), what moves under its plan, or None; see `gradient_mask`.
 
     Returns:
         The job, by streams of its own: a client's training is the same whether it is evaluated or not.
     """
-    shared, held, plan = briefing.shared, briefing.clients[position], briefing.plans[position]
+    shared, held, plan = briefing.shared, briefing.clients[position], briefing.plans[position] or Plan()
     random = generator(experiment.run.seed, Purpose.PERSONAL, shared.round, client)
     batches = local_batches(
         random,
@@ -65,7 +93,9 @@ def personal_job(experiment: Experiment, briefing: Briefing, position: int, clie
     )
     dropout = int(random.integers(2**63))
     start = experiment.method.personal(shared, vector, held)
-    return _lay_out(experiment, shared, position, client, plan or Plan(), start, held, batches, random, dropout)
+    if plan.lora_rank and mask is not None:
+        start = start * mask
+    return _lay_out(experiment, shared, position, client, plan, start, mask, held, batches, random, dropout)
 
 
 def require_finite(vector: Tensor, what: str) -> None:
@@ -82,6 +112,7 @@ def _lay_out(
     client: int,
     plan: Plan,
     start: Tensor,
+    mask: Tensor | None,
     held: ClientState,
     batches: np.ndarray,
     augmentation: np.random.Generator,
@@ -100,5 +131,6 @@ def _lay_out(
         draws={name: draw.to(start.device) for name, draw in draws.items()},
         seed=dropout_seed,
         state=held.tensors,
+        gradient_mask=mask,
     )
     return experiment.method.begin(job)

@@ -8,8 +8,9 @@ A round, and where each hook runs:
     download_support   every worker     which entries of P go down; both ends know them
     download           server worker    what goes down, once per distinct plan
     start              training worker  where training starts
-    begin              training worker  the job: what it is measured from, what may move
-    upload_support     every worker     which entries of P train and go up; both ends know them
+    begin              training worker  the job: what it is measured from, rates, penalty
+    upload_support     every worker     which entries of P go up; both ends know them
+    moving             training worker  which entries of P move while a client trains
     upload             training worker  what goes up, and what stays with the client
     aggregate          server worker    how uploads become one update, added in cohort order
     step               server worker    what the server does with it
@@ -22,10 +23,9 @@ A method is a dataclass, so its options are its fields; it holds no state of a r
 
 from abc import ABC
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from fedsim.aggregation import Aggregate, Arrived, Mean
@@ -125,8 +125,12 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
         return Plan()
 
     def upload_support(self, shared: Shared, plan: Plan) -> Tensor | None:
-        """Returns the entries of P that train and travel up, int64 (k,), rising, known to both ends; None for all."""
+        """Returns the entries of P that travel up, int64 (k,), rising, known to both ends; None for all."""
         return None
+
+    def moving(self, shared: Shared, plan: Plan) -> Tensor | None:
+        """Returns the entries of P that move while a client trains, int64 (k,); None for all. Here what it uploads."""
+        return self.upload_support(shared, plan)
 
     def download_support(self, shared: Shared, plan: Plan) -> Tensor | None:
         """Returns the entries of P that travel down, int64 (k,), rising, known to both ends; None for all."""
@@ -143,16 +147,8 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     # On the client.
 
     def begin(self, job: ClientJob) -> ClientJob:
-        """Refines the job that the engine made: measured from its start, moving where it will upload."""
-        support = self.upload_support(job.shared, job.plan)
-        if support is None:
-            return job
-        mask = torch.zeros_like(job.start)
-        mask[support.to(mask.device)] = 1
-        if job.plan.lora_rank:  # in an evaluation it was given all of P, of which a smaller rank holds its slice
-            held = job.start * mask
-            job = replace(job, start=held, reference=held)
-        return replace(job, gradient_mask=mask)
+        """Refines the job that the engine made: measured from its start, moving where `moving` says."""
+        return job
 
     def penalty(self) -> Penalty | None:
         """Returns what is added to every client's loss, or None."""

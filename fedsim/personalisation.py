@@ -7,7 +7,7 @@ from torch import Tensor
 from fedsim.briefing import Briefing, below, clients_of, named, tell
 from fedsim.client import Trained
 from fedsim.experiment import Experiment
-from fedsim.jobs import personal_job, require_finite
+from fedsim.jobs import gradient_mask, personal_job, require_finite
 from fedsim.method import Plan, ServerState, Shared
 from fedsim.transport import Workers
 
@@ -67,10 +67,15 @@ def _train_on(
     experiment: Experiment, briefing: Briefing, clients: Sequence[int], positions: Sequence[int], vector: Tensor
 ) -> Iterator[Trained]:
     """Trains clients on from the main view; a few are held at a time."""
+    shared, plans = briefing.shared, [plan or Plan() for plan in briefing.plans]
+    masks = {plan: gradient_mask(experiment.method, shared, plan, vector) for plan in dict.fromkeys(plans)}
     for first in range(0, len(positions), FEW):
-        jobs = [personal_job(experiment, briefing, at, clients[at], vector) for at in positions[first : first + FEW]]
+        jobs = [
+            personal_job(experiment, briefing, at, clients[at], vector, masks[plans[at]])
+            for at in positions[first : first + FEW]
+        ]
         # All of the few first, as an evaluation between two of them would load into what the trainer is using.
         for trained in list(experiment.trainer.train(jobs)):
-            what = f"client {trained.job.client}, trained on after round {briefing.shared.round}"
+            what = f"client {trained.job.client}, trained on after round {shared.round}"
             require_finite(trained.vector, what)
             yield trained

@@ -15,7 +15,7 @@ from fedsim.checkpoint import Checkpoint, save_checkpoint
 from fedsim.evaluation import Evaluation
 from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
-from fedsim.jobs import require_finite, round_job
+from fedsim.jobs import gradient_mask, require_finite, round_job
 from fedsim.ledger import Entry
 from fedsim.method import Arrived, ClientJob, ClientState, Plan, ServerState, Shared
 from fedsim.personalisation import evaluate_clients
@@ -193,7 +193,7 @@ def _jobs(
     positions: Sequence[int],
     downloads: Mapping[Plan, bytes],
 ) -> list[ClientJob]:
-    """Lays out this worker's jobs. Clients of one plan share one start, unless they have parts of their own."""
+    """Lays out this worker's jobs. Clients of one plan share mask and start, unless they have parts of their own."""
     method, shared, like = experiment.method, briefing.shared, experiment.parameters.vector
     received = {
         plan: exchange.read_download(downloads[plan], method.download_support(shared, plan), like)
@@ -201,12 +201,13 @@ def _jobs(
         if (plan := briefing.plans[at]) is not None
     }
     starts = {plan: method.start(shared, download, ClientState()) for plan, download in received.items()}
+    masks = {plan: gradient_mask(method, shared, plan, like) for plan in received}
     jobs = []
     for at in positions:
         plan, held = briefing.plans[at], briefing.clients[at]
         assert plan is not None
         start = method.start(shared, received[plan], held) if held.tensors else starts[plan]
-        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, held))
+        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, masks[plan], held))
     return jobs
 
 

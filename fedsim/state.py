@@ -93,6 +93,17 @@ class ServerState:
         """Returns what a client keeps, also of one that was never sampled."""
         return self.clients.get(client, ClientState())
 
+    def mean_at_home(self, name: str) -> Tensor | None:
+        """Returns the mean of what clients keep under a name, in float64; None where nobody has it yet."""
+        total: Tensor | None = None
+        count = 0
+        for client in sorted(self.clients):
+            kept = self.clients[client].tensors.get(name)
+            if kept is not None:
+                total = kept.to(torch.float64, copy=True) if total is None else total.add_(kept)
+                count += 1
+        return None if total is None else total / count
+
     def restart_optimizer(self) -> None:
         """Forgets the optimiser's moments and steps: a fresh one."""
         self.optimizer.state.clear()

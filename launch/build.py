@@ -113,7 +113,7 @@ def build(settings: Settings, fabric: Fabric) -> Built:
         evaluation=settings.evaluation,
         run=arranged.run,
     )
-    notes = (*data.notes, *([note] if note else []), *_personal_note(settings))
+    notes = (*data.notes, *arranged.notes, *([note] if note else []), *_personal_note(settings))
     return Built(experiment, model, partition, held_out, task, pack, notes)
 
 

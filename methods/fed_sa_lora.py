@@ -57,9 +57,8 @@ class FedSALoRA(Method):
         places = shared.layout.where(self._shared_segments()).to(own.device)
         return own.index_copy(0, places, received.values.to_dense()[places])
 
-    def begin(self, job: ClientJob) -> ClientJob:
+    def moving(self, shared: Shared, plan: Plan) -> None:
         """Everything trains, also what does not travel."""
-        return job
 
     def upload(self, job: ClientJob, trained: Tensor) -> Upload:
         """The update of A; the rest stays here."""
@@ -76,9 +75,8 @@ class FedSALoRA(Method):
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """The mean A with the mean B and head over the clients: of no use to anybody, but for comparing."""
         vector = state.vector.detach()
-        kept = [held.tensors[OWN].double() for _, held in sorted(state.clients.items()) if OWN in held.tensors]
-        if kept:
-            mean = sum(kept[1:], start=kept[0]) / len(kept)
+        mean = state.mean_at_home(OWN)
+        if mean is not None:
             vector = vector.index_copy(0, self._own(state.layout, vector), mean.to(vector))
         return {"diagnostic_mean": vector}
 

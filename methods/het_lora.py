@@ -81,8 +81,7 @@ class HetLoRA(Method):
         return None if plan.lora_rank == self.lora_rank else rank_slice(shared.layout, plan.lora_rank)
 
     def begin(self, job: ClientJob) -> ClientJob:
-        """Trains the slice, and what the penalty needs."""
-        job = super().begin(job)
+        """With what the penalty needs."""
         return replace(job, penalty_tensors=self._tail(job)) if self.rank_decay < 1 else job
 
     def penalty(self) -> Penalty | None:

@@ -48,9 +48,8 @@ class LocalOnly(Method):
 
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """The mean of what the clients have."""
-        vector = state.vector.detach()
-        kept = [held.tensors[OWN].double() for _, held in sorted(state.clients.items()) if OWN in held.tensors]
-        return {"diagnostic_mean": (sum(kept[1:], start=kept[0]) / len(kept)).to(vector) if kept else vector}
+        vector, mean = state.vector.detach(), state.mean_at_home(OWN)
+        return {"diagnostic_mean": vector if mean is None else mean.to(vector)}
 
     def personal(self, shared: Shared, vector: Tensor, client: ClientState) -> Tensor:
         """The client's own P, as it started if it never took part."""

@@ -6,7 +6,7 @@ gives, and the head. Stage two: A, B and the head.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.method import Download, Method, Plan, ServerState, Shared
+from fedsim.method import Arrangement, Download, Method, Plan, ServerState, Shared
 from fedsim.options import require
 from fedsim.parameters import Layout
 from fedsim.seeding import Purpose, torch_seed
@@ -71,6 +71,16 @@ class SLoRA(Method):
     def check(self, layout: Layout) -> None:
         """Stage one must train what the SVD is taken of."""
         layout.require_pairs("SLoRA")
+
+    def arrange(self, arrangement: Arrangement) -> Arrangement:
+        """As it was, with a word where the run ends before stage two."""
+        if self.stage_one_rounds < arrangement.run.rounds:
+            return arrangement
+        note = (
+            f"SLoRA's stage one has {self.stage_one_rounds} of {arrangement.run.rounds} rounds, so there is no LoRA:"
+            " give a smaller method.stage_one_rounds, a quarter of the rounds in the paper"
+        )
+        return replace(arrangement, notes=(*arrangement.notes, note))
 
     def segments(self, round: int) -> Collection[str]:
         """The backbone and the head first, then the adapter and the head."""

@@ -253,6 +253,22 @@ def test_what_need_not_travel_is_not_owed() -> None:
     assert received(exchange, again, 4, support) == [0, 1.0, 3.0, 0]
 
 
+def test_what_is_owed_outlives_a_round_that_asks_for_something_else() -> None:
+    """Entry 2 is owed while rounds ask for 1 and 2, then for 0, then for 2, in which it is sent with what is new."""
+    exchange, first = Exchange(FEEDBACK, 3), torch.tensor([1, 2])
+    upload = Upload(SparseVector.at(torch.tensor([4.0, 3.0, 2.0]), torch.tensor([1])))
+    sent = exchange.send_upload(Fixed(given=upload, support=first), trained([4.0, 3, 2]), 4, "the upload")
+    assert sent.state[RESIDUAL].tolist() == [0, 0, 2.0]
+    other = torch.tensor([0])
+    sent = exchange.send_upload(Fixed(support=other), trained([5.0, 7, 7], sent.state), 4, "the upload")
+    assert received(exchange, sent, 3, other) == [5.0, 0, 0]
+    assert sent.state[RESIDUAL].tolist() == [0, 0, 2.0]
+    last = torch.tensor([2])
+    sent = exchange.send_upload(Fixed(support=last), trained([0.0, 0, 1], sent.state), 4, "the upload")
+    assert received(exchange, sent, 3, last) == [0, 0, 3.0]
+    assert sent.state == {}
+
+
 @dataclass
 class Recorded(FLASC):
     """FLASC that remembers what arrived and what was trained."""

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedsim.jobs import gradient_mask
 from fedsim.method import Arrangement, ClientState, Download, Mean, Plan, Shared
 from fedsim.options import ClientOptions, RunOptions
 from fedsim.sparse import SparseVector
@@ -88,11 +89,12 @@ def test_a_support_is_what_moves_and_what_travels_both_ways() -> None:
     down = method.download_support(shared, Plan())
     assert down is not None
     assert down.tolist() == [1, 3, 400]
-    job = method.begin(built.job(0, 4))
-    assert job.gradient_mask is not None
-    assert job.gradient_mask.dtype == built.vector.dtype
-    assert job.gradient_mask.nonzero().squeeze(1).tolist() == [1, 3, 400]
-    assert set(job.gradient_mask.tolist()) == {0.0, 1.0}
+    mask = gradient_mask(method, shared, Plan(), built.vector)
+    assert mask is not None
+    assert mask.dtype == built.vector.dtype
+    assert mask.nonzero().squeeze(1).tolist() == [1, 3, 400]
+    assert set(mask.tolist()) == {0.0, 1.0}
+    job = built.job(0, 4)
     update = method.upload(job, job.start - 2 * torch.ones_like(job.start)).update
     assert update is not None
     assert update.indices is not None

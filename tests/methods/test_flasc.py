@@ -66,7 +66,7 @@ def test_a_round_by_hand() -> None:
     assert kept(sent_down(method, state)) == {5: 6.0, 7: -5.0}
 
     job = job_from(method, state)
-    assert method.begin(job).gradient_mask is None  # the client trains every entry, those it was not sent too
+    assert method.moving(job.shared, job.plan) is None  # the client trains every entry, those it was not sent too
     moves = [{0: -3.0, 5: 1.0, 6: 0.5}, {5: -2.0, 7: 4.0}]
     uploads = []
     for move in moves:

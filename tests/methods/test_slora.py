@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fedsim.arrangement import Arrangement
 from fedsim.codec import HEADER_BYTES
 from fedsim.errors import ConfigurationError
 from fedsim.method import ServerState
-from fedsim.options import ServerOptions
+from fedsim.options import ClientOptions, RunOptions, ServerOptions
 from fedsim.server import enter_stage, initial_state
 from methods.slora import SLoRA, stage_one_mask
 from tests import factored, tiny
@@ -202,3 +203,11 @@ def test_options_out_of_range_are_refused(options: dict[str, float], says: str) 
 def test_it_needs_both_factors() -> None:
     with pytest.raises(ConfigurationError, match="SLoRA needs LoRA's two factors"):
         SLoRA().check(tiny.layout_of(3))
+
+
+@pytest.mark.parametrize(("stage_one_rounds", "notes"), [(3, 0), (4, 1), (5, 1)])
+def test_a_run_that_never_reaches_lora_says_so(stage_one_rounds: int, notes: int) -> None:
+    given = Arrangement(tiny.partition([4]), ClientOptions(), RunOptions(rounds=4))
+    arranged = SLoRA(stage_one_rounds=stage_one_rounds).arrange(given)
+    assert arranged.run == given.run
+    assert len(arranged.notes) == notes
