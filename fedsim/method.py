@@ -75,6 +75,9 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     personal_parts: ClassVar[bool] = False
     """Whether clients keep parts of P of their own, so that each has a model of its own to evaluate."""
 
+    keeps_basis: ClassVar[bool] = True
+    """Whether an entry of P means the same from round to round, so that a client can owe some of it."""
+
     lora_rank: int = 16
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0

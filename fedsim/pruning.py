@@ -31,6 +31,9 @@ PRUNED = "pruned_round"
 MASK_ROUNDS = "mask_rounds"
 """Names, in the server's tensors, (m,) int64: the rounds that began with a smaller mask, rising."""
 
+NEXT = "next_density"
+"""Names, in the server's tensors, a float64: what the next round will prune to, for the evaluation before it."""
+
 _TOLD = "told_dead_adapter"
 
 
@@ -116,6 +119,26 @@ def prune_smallest(state: ServerState, density: float, scope: MaskScope, round: 
     """
     if density < 1:
         prune(state, largest(state.vector.detach(), density, state.layout, scope, alive(state)), round)
+
+
+def foresee(state: ServerState, density: float | None) -> None:
+    """Remembers what `prune_smallest` will be asked for when the next round begins; None for nothing."""
+    state.tensors[NEXT] = torch.tensor(1.0 if density is None else density, dtype=torch.float64)
+
+
+def next_mask(state: ServerState, scope: MaskScope) -> dict[str, Tensor]:
+    """Finds what the next client trains, by the name "kept", int64 (k,), rising; nothing where that is all of P."""
+    density = float(state.tensors.get(NEXT, 1.0))
+    if density == 1:
+        return known_mask(state)
+    return {"kept": largest(state.vector.detach(), density, state.layout, scope, alive(state))}
+
+
+def as_next_downloaded(state: ServerState, scope: MaskScope) -> dict[str, Tensor]:
+    """Returns the views of methods that prune when a round begins: P as the next client gets it, and P as it is."""
+    whole, kept = state.vector.detach(), next_mask(state, scope)
+    masked = SparseVector.at(whole, kept["kept"]).to_dense() if kept else whole
+    return {"masked": masked, "full": whole}
 
 
 def awaits_mask(state: ServerState) -> bool:

@@ -1,7 +1,8 @@
 """Systems heterogeneity: budgets by tier, and the slice of P that a client of a smaller LoRA rank works on.
 
 Source: Kuo et al., FLASC, Section 4.4: client c of tier b_c, uniform over {1, ..., b_s}, has the rank r_base^(b_c - 1),
-and the server r_s = r_base^(b_s - 1). Truncation is HetLoRA's (Cho et al. 2024): the first rows of A and columns of B.
+and the server r_s = r_base^(b_s - 1). Where r_s is no such power, tiers are counted down from it, rounded down:
+r_s / r_base^(b_s - b_c). Truncation is HetLoRA's (Cho et al. 2024): the first rows of A and columns of B.
 """
 
 from dataclasses import dataclass

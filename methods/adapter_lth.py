@@ -21,10 +21,12 @@ class AdapterLTH(Method):
     Source: Kuo et al., FLASC, Algorithm 5 ("if AdapterLTH"), after Wu and Chen 2022; no rewinding, as in Renda et al.
     2019.
 
-    The listing prunes at the start of a round, the first time to d = 1, and so it is here: what is evaluated and
-    exported is P as line 14 leaves it. It takes the k largest of all of P at once (`mask_scope=global`). Its line 11
-    says that P is pruned; here the moments of Adam are too, or they would bring entries back. The published code masks
-    what is sent and keeps the server's other entries; here, as printed, they are removed.
+    The listing prunes at the start of a round, the first time to d = 1. What is evaluated and exported is P as the next
+    client downloads it, pruned already; P as line 14 leaves it stands beside it. The listing takes the k largest of all
+    of P at once (`mask_scope=global`); by default each of A, B and the head keeps its share, as for SparseAdapter,
+    whose B such a mask can freeze at zero. Line 11 says that P is pruned; here the moments of Adam are too, or they
+    would bring entries back. The published code masks what is sent and keeps the server's other entries; here, as
+    printed, they are removed.
 
     Args:
         prune_fraction: p, how much of what is left goes each time, in [0, 1). Appendix B.4 keeps 0.97, 0.98 and 0.99
@@ -49,10 +51,11 @@ class AdapterLTH(Method):
 
     def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
         """M = TopKMask(|P|, d), P = P * M, d = d (1 - p), every q rounds (lines 9 to 12)."""
-        if round % self.prune_every_rounds == 0:
-            density = pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)
+        density = self._density(round)
+        if density is not None:
             pruning.prune_smallest(state, density, self.mask_scope, round)
-        return self.known(state)
+        pruning.foresee(state, self._density(round + 1))
+        return pruning.known_mask(state)
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
         """Clients that hold the same mask share a download."""
@@ -72,5 +75,15 @@ class AdapterLTH(Method):
         pruning.zero_pruned(state)
 
     def known(self, state: ServerState) -> dict[str, Tensor]:
-        """M, within which clients that are evaluated after training on stay too."""
-        return pruning.known_mask(state)
+        """The next round's M, within which clients that are evaluated after training on stay too."""
+        return pruning.next_mask(state, self.mask_scope)
+
+    def views(self, state: ServerState) -> dict[str, Tensor]:
+        """P as the next client downloads it, and P before it is pruned."""
+        return pruning.as_next_downloaded(state, self.mask_scope)
+
+    def _density(self, round: int) -> float | None:
+        """What a round prunes to when it begins; None where it prunes nothing."""
+        if round % self.prune_every_rounds:
+            return None
+        return pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)

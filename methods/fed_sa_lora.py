@@ -33,7 +33,8 @@ class FedSALoRA(Method):
     part has B as it starts, zero, and the head that the backbone comes with, for which nobody pays.
 
     Args:
-        share_head: the head travels and is averaged like A. The released configuration for classification keeps it.
+        share_head: the head travels and is averaged like A. The released configuration for classification leaves it
+            with the client.
         weighting: of the clients in the mean: by their examples, as in the published code, or equal.
     """
 
@@ -59,6 +60,7 @@ class FedSALoRA(Method):
 
     def moving(self, shared: Shared, plan: Plan) -> None:
         """Everything trains, also what does not travel."""
+        return None
 
     def upload(self, job: ClientJob, trained: Tensor) -> Upload:
         """The update of A; the rest stays here."""

@@ -24,15 +24,16 @@ class FedSparsifyGlobal(Method):
 
     Source: Kuo et al., FLASC, Algorithm 5 ("else"), after Stripelis et al. 2022.
 
-    The listing prunes at the start of a round; Stripelis et al. prune after the aggregation of the round before, which
-    is the same but for the last round: what is evaluated and exported is P as line 14 leaves it. Their mean is weighted
-    by examples (`server.weighting`), their server takes the mean as it is (`server.optimizer` sgd of rate 1), and their
-    threshold is one over all weights (`mask_scope=global`), as in the listing.
+    The listing prunes at the start of a round, Stripelis et al. after the aggregation of the round before, which comes
+    to the same: what is evaluated and exported is P as the next client downloads it, and P as line 14 leaves it stands
+    beside it. Their mean is weighted by examples (`server.weighting`), their server takes the mean as it is
+    (`server.optimizer` sgd of rate 1), and their threshold is one over all weights (`mask_scope=global`), as in the
+    listing; by default the backbone and the head keep their share each, as in the other methods with masks.
 
     Args:
         prune_fraction: p of the iterative schedule, how much of what is left goes each time, in [0, 1). FLASC's paper
-            prints neither p nor q; over 200 rounds with q = 1, 0.003 sends 75 % of what dense training would and 0.008
-            sends 50 %, the budgets of its Table 1.
+            prints neither p nor q; over 200 rounds with q = 1, 0.003 sends 75 % of what dense training would, and 0.008
+            sends 50 %: the budgets of its Table 1.
         prune_every_rounds: q, at least 1.
         schedule: iterative, as in Algorithm 5; or cubic, as Stripelis et al. have it: after t rounds, t rounded down to
             a multiple of q, the sparsity is s_f - s_f (1 - t / T)^3.
@@ -45,7 +46,7 @@ class FedSparsifyGlobal(Method):
     lora_alpha: float = field(init=False, default=1.0)
     lora_dropout: float = field(init=False, default=0.0)
     lora_targets: str | list[str] = field(init=False, default="query")
-    prune_fraction: float = 0.01
+    prune_fraction: float = 0.003
     prune_every_rounds: int = 1
     schedule: Literal["iterative", "cubic"] = "iterative"
     final_sparsity: float = 0.5
@@ -75,12 +76,11 @@ class FedSparsifyGlobal(Method):
 
     def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
         """M = TopKMask(|P|, d), P = P * M, and the next d (lines 9 to 12)."""
-        if self.schedule == "cubic":
-            pruning.prune_smallest(state, 1 - self._sparsity(round - 1), self.mask_scope, round)
-        elif round % self.prune_every_rounds == 0:
-            density = pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)
+        density = self._density(round)
+        if density is not None:
             pruning.prune_smallest(state, density, self.mask_scope, round)
-        return self.known(state)
+        pruning.foresee(state, self._density(round + 1))
+        return pruning.known_mask(state)
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
         """Clients that hold the same mask share a download."""
@@ -100,8 +100,20 @@ class FedSparsifyGlobal(Method):
         pruning.zero_pruned(state)
 
     def known(self, state: ServerState) -> dict[str, Tensor]:
-        """M, within which clients that are evaluated after training on stay too."""
-        return pruning.known_mask(state)
+        """The next round's M, within which clients that are evaluated after training on stay too."""
+        return pruning.next_mask(state, self.mask_scope)
+
+    def views(self, state: ServerState) -> dict[str, Tensor]:
+        """P as the next client downloads it, and P before it is pruned."""
+        return pruning.as_next_downloaded(state, self.mask_scope)
+
+    def _density(self, round: int) -> float | None:
+        """What a round prunes to when it begins; None where it prunes nothing."""
+        if self.schedule == "cubic":
+            return 1 - self._sparsity(round - 1)
+        if round % self.prune_every_rounds:
+            return None
+        return pruning.iterative_density(round, self.prune_fraction, self.prune_every_rounds)
 
     def _sparsity(self, done: int) -> float:
         """What is removed after so many rounds: s_f + (s_i - s_f) (1 - t / T)^3 with s_i = 0 (Stripelis et al.)."""

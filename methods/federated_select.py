@@ -25,6 +25,9 @@ class FederatedSelect(Method):
 
     Source: Kuo et al., FLASC, Algorithm 6 ("if Federated Select"), after Charles et al. 2022.
 
+    The mask is a new one every round, and the download holds all of its indices, also for a client that took part in
+    the round before: few do where the cohort is a small part of the clients.
+
     On LoRA it begins with a dense round, as B is zero before it. The listing knows none (`dense_rounds=0`), and masks
     over all of P (`mask_scope=global`): after a step of Adam all of B has about the size of the server's rate, and such
     a mask may hold none of it. The optimiser steps every entry, also by momentum alone where no client trained it

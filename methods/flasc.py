@@ -15,6 +15,9 @@ from fedsim.parameters import Layout
 from fedsim.sparse import SparseVector, as_fraction, density_of, require_density, topk_per_range
 from fedsim.tiers import Tiers, rank_slice
 
+BEFORE = "download_mask."
+"""Under this and a view's name the server keeps the mask that its clients downloaded this round."""
+
 
 @dataclass
 class FLASC(Method):
@@ -25,9 +28,12 @@ class FLASC(Method):
     The published code evaluates the new P under the mask from before the step; here the main view is P as the next
     client would download it, unless `evaluate_before_step` asks for the former. P itself is never masked.
 
-    With tiers, a client uploads as many values as HetLoRA's client of its tier, head included, and downloads as many
-    unless download_density is given; then the main view is the highest tier's, and the others stand beside it. The
-    published code counts the head on top of the download's budget.
+    The published code's server is AdamW with a weight decay of 0.01; the listing's Adam has none, and is followed.
+
+    With tiers, a client uploads as many values as HetLoRA's client of its tier, head included, and downloads as many:
+    the main view is the highest tier's, and the others stand beside it. With download_density all download alike, and
+    there is one view. The published code gives tiers by client number and counts the head on top of the download's
+    budget; here they are drawn by the seed.
 
     Args:
         upload_density: fraction of its update that a client sends, in (0, 1]; d_up in the paper. Tiers replace it.
@@ -67,10 +73,11 @@ class FLASC(Method):
             self._tiers.check(layout)
 
     def prepare(self, state: ServerState, round: int) -> dict[str, Tensor]:
-        """Remembers M_down where the evaluation will ask for it (line 5)."""
+        """Remembers M_down, each tier's, where the evaluation will ask for it (line 5)."""
         if self.evaluate_before_step:
-            density = self._plan_of_rank(state.layout, self.lora_rank).download_density
-            state.tensors["download_mask"] = self._topk(state.vector.detach(), density, state.layout)
+            vector = state.vector.detach()
+            for view, density in self._viewed(state.layout).items():
+                state.tensors[BEFORE + view] = self._topk(vector, density, state.layout)
         return {}
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
@@ -88,15 +95,19 @@ class FLASC(Method):
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """P as the next client would download it, per tier the highest first, and the whole P."""
         whole, found = state.vector.detach(), {}
-        # Where all tiers download alike, one view is all of them.
-        ranks = self._tiers.ranks if self.download_density is None else [self.lora_rank]
-        for rank in reversed(ranks):
-            name = "masked" if rank == self.lora_rank else f"rank{rank}"
-            density = self._plan_of_rank(state.layout, rank).download_density
-            found[name] = self._sparse(whole, density, state.layout).to_dense()
-        if "download_mask" in state.tensors:
-            found["masked"] = SparseVector.at(whole, state.tensors["download_mask"]).to_dense()
+        for view, density in self._viewed(state.layout).items():
+            before = state.tensors.get(BEFORE + view)
+            kept = self._sparse(whole, density, state.layout) if before is None else SparseVector.at(whole, before)
+            found[view] = kept.to_dense()
         return {**found, "full": whole}
+
+    def _viewed(self, layout: Layout) -> dict[str, float]:
+        """What is evaluated, and how dense; where all tiers download alike, one view is all of them."""
+        ranks = self._tiers.ranks if self.download_density is None else [self.lora_rank]
+        return {
+            "masked" if rank == self.lora_rank else f"rank{rank}": self._plan_of_rank(layout, rank).download_density
+            for rank in reversed(ranks)
+        }
 
     def _plan_of_rank(self, layout: Layout, lora_rank: int) -> Plan:
         """The densities of a client whose budget is that of this rank."""

@@ -36,6 +36,7 @@ class FlexLoRA(Method):
     """
 
     assigns: ClassVar[bool] = True
+    keeps_basis: ClassVar[bool] = False
 
     weighting: Weighting = "examples"
     tiers: int | None = None

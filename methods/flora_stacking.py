@@ -31,13 +31,15 @@ class FLoRAStacking(Method):
     Stacking scales A_u by w_u; the product of the stacks is the weighted mean of the products. Before every round A is
     drawn as PEFT draws it, from a seed of eight bytes that clients are sent, and B is zero. Its paper has every client
     take part in every round; here each is sent what it missed. `product_error` is what the precision of the frozen
-    weights leaves of the sum. What travels in a narrower `value_dtype` is not rounded in the simulated weights.
+    weights leaves of the sum. All clients have the server's rank; in the paper they may differ, as in `FlexLoRA` here.
+    What travels in a narrower `value_dtype` is not rounded in the simulated weights.
 
     Args:
         weighting: of the clients, w_u: by their examples, as in the paper, or equal.
     """
 
     assigns: ClassVar[bool] = True
+    keeps_basis: ClassVar[bool] = False
 
     weighting: Weighting = "examples"
 

@@ -32,7 +32,8 @@ class HetLoRA(Method):
     The product keeps the server's scale alpha / r_s at every rank. As in FLASC's comparison the mean has the weights
     that `server.weighting` gives, zeros included, and self-pruning is off. A client that prunes itself still sends the
     slice of the rank that it received, as both ends know that one, and with it its new rank in 2 bytes; from its next
-    round on both work on the smaller slice. What decides is the penalty's own sum, over all modules.
+    round on both work on the smaller slice. A client prunes itself where the penalty's sum, over all modules, came out
+    smaller than that of its download.
 
     Args:
         tiers: how many ranks there are among the clients, b_s; the highest is lora_rank. 3 where not
@@ -124,7 +125,8 @@ def product_norm(state: ServerState, arrived: Arrived) -> float:
     started = truncated(state.vector.detach(), state.layout, arrived.plan.lora_rank)
     views = state.layout.views((started - arrived.update.to_dense()).double())
     factors = [(views[pair.a.name], views[pair.b.name]) for pair in state.layout.pairs]
-    return math.sqrt(sum(float(((b.T @ b) * (a @ a.T)).sum()) for a, b in factors))
+    squared = sum(float(((b.T @ b) * (a @ a.T)).sum()) for a, b in factors)
+    return math.sqrt(max(squared, 0.0))  # rounding can leave it below zero
 
 
 def tail_size(vector: Tensor, tensors: dict[str, Tensor]) -> Tensor:

@@ -5,7 +5,8 @@ Kuo et al., FLASC, Section 4.4, "Highest tier only". Down and up: all of P, for 
 
 from dataclasses import dataclass
 
-from fedsim.method import Method, Plan, ServerState
+from fedsim.measured import MeasuredMean
+from fedsim.method import Aggregate, Method, Plan, ServerState, Shared
 from fedsim.parameters import Layout
 from fedsim.tiers import PAPERS_TIERS, Tiers
 
@@ -44,3 +45,7 @@ class HighestTierOnly(Method):
     def plan(self, state: ServerState, round: int, client: int) -> Plan | None:
         """Drops who is of a lower tier."""
         return Plan() if self._tiers.rank_of(client, state.seed) == self.lora_rank else None
+
+    def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
+        """The mean over who is left."""
+        return MeasuredMean(state)

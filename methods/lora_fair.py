@@ -24,7 +24,8 @@ class LoRAFAIR(Method):
 
     The paper measures nearness by cosine similarity and descends on it; here it is the squared Frobenius norm, whose
     minimum has a closed form: with T the mean of the products, the dB that minimises norm(T - (B + dB) A)^2 +
-    regularisation * norm(dB)^2 is (T - B A) A^T (A A^T + regularisation * I)^-1.
+    regularisation * norm(dB)^2 is (T - B A) A^T (A A^T + regularisation * I)^-1. The default 0.01 is the paper's, which
+    tuned it for its own measure, on another scale.
 
     Args:
         weighting: of the clients in the means: by their examples, as in the paper, or equal.

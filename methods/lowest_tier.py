@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.method import Method, Plan, ServerState, Shared
+from fedsim.measured import MeasuredMean
+from fedsim.method import Aggregate, Method, Plan, ServerState, Shared
 from fedsim.parameters import Layout
 from fedsim.tiers import PAPERS_TIERS, Tiers, rank_slice, truncated
 
@@ -51,6 +52,10 @@ class LowestTier(Method):
     def upload_support(self, shared: Shared, plan: Plan) -> Tensor:
         """The lowest tier's slice, both ways."""
         return rank_slice(shared.layout, self._rank)
+
+    def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
+        """The mean of the slices."""
+        return MeasuredMean(state)
 
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """What every client holds; beyond it A is as it was drawn, and B is zero."""

@@ -27,6 +27,7 @@ class RoLoRA(Method):
     The first round trains B: with B at zero, A has no gradient. Its paper lets every client take part in every round,
     so that each holds the frozen factor. Here a client that took part in the round before is sent the factor that
     changed; any other one, a newcomer included, is sent both. Clients that are evaluated after training on train both.
+    A head trains and travels in every round, unlike in the paper's supplement, which freezes it as it was drawn.
     Where `communication.value_dtype` rounds what travels, the factor that a client holds is not rounded again.
 
     Args:

@@ -40,7 +40,7 @@ class SPDST(Method):
     Args:
         density: d, fraction of P that is kept, in (0, 1]. Table 1 has 0.75 and 0.5.
         random_mask: whether the entries of each tensor are drawn at random, as many as are among the largest.
-        parameters: what P is: the backbone, or LoRA, where all but the random mask is SparseAdapter.
+        parameters: what P is: the backbone; or LoRA, which but for the random mask makes it SparseAdapter.
         mask_scope: choose within each segment (the backbone, the head, A, B); or over all of P.
         go_on_from: what the mask is applied to, P after the dense round or P as it was before it.
     """

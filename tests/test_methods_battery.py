@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import launch.experiment
 from fedsim import simulation
+from fedsim.briefing import Briefing
 from fedsim.client import Trained
 from fedsim.method import ClientJob, ServerState
 from fedsim.server import enter_stage, initial_state
@@ -25,9 +27,13 @@ from launch.__main__ import main
 from launch.build import Built, build
 from launch.configuration import read_settings
 from launch.environment import start_workers
-from tests.battery import BATTERY, COMMON, NOT_PACKED
+from tests.battery import BATTERY, COMMON, NOT_PACKED, VARIANTS
 
 METHODS = sorted(BATTERY)
+KEEPING = ("tiers", "error feedback", "pruned ranks")
+"""Variants whose clients keep something at home, or have plans of their own."""
+
+ENTRIES = (*METHODS, *KEEPING)
 
 OUTSIDE = """
 import json, sys, torch
@@ -62,14 +68,14 @@ class Finished:
     downloads: list[list[int]]
 
 
-def options_of(method: str) -> list[str]:
-    return [*COMMON, "--method", method, *BATTERY[method]]
+def options_of(entry: str) -> list[str]:
+    return [*COMMON, *(VARIANTS[entry] if entry in VARIANTS else ("--method", entry, *BATTERY[entry]))]
 
 
 def built(method: str, *options: str) -> tuple[Built, Workers]:
     settings = read_settings([*options_of(method), *options])
     fabric, workers = start_workers("cpu", settings.precision, 1)
-    return build(settings, fabric), workers
+    return build(settings, fabric, workers), workers
 
 
 def started(made: Built) -> ServerState:
@@ -80,10 +86,10 @@ def started(made: Built) -> ServerState:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Finished]]:
-    """One whole run of every method."""
+    """One whole run of every entry."""
     folder = tmp_path_factory.mktemp("finished")
     patch = pytest.MonkeyPatch()
-    runs = {method: _run(method, folder / method, patch) for method in METHODS}
+    runs = {entry: _run(entry, folder / entry, patch) for entry in ENTRIES}
     yield runs
     patch.undo()
 
@@ -123,16 +129,32 @@ def table(path: Path, but: str = "") -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_round_changes_what_trains_and_nothing_else(method: str) -> None:
-    """The frozen backbone keeps every bit, but for what the method itself changed; P moves, or a client's own parts."""
+def test_one_round_changes_what_trains_and_nothing_else(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P moves where clients upload, or where the method drew it anew, and nowhere else; the frozen backbone keeps every
+    bit, but for what the method itself changed."""
     made, workers = built(method)
-    state = started(made)
+    state, told = started(made), list[Briefing]()
+    brief = simulation.brief
+
+    def spy(*args: Any) -> Briefing:
+        told.append(brief(*args))
+        return told[-1]
+
+    monkeypatch.setattr(simulation, "brief", spy)
     frozen = {name: p.detach().clone() for name, p in made.model.named_parameters() if not p.requires_grad}
     before = state.vector.detach().clone()
     simulation.run_round(made.experiment, state, 1, workers, None)
+    moved = (state.vector.detach() != before).nonzero().squeeze(1)
+    assert (len(moved) > 0) == (method != "LocalOnly")
+    hooks = made.experiment.method
+    supports = [hooks.upload_support(told[0].shared, plan) for plan in told[0].plans if plan is not None]
+    known = [support for support in supports if support is not None]
+    if len(known) == len(supports):
+        assert torch.isin(moved, torch.cat(known)).all()
     changed = made.experiment.backbone.changed
-    own = [tensor for held in state.clients.values() for tensor in held.tensors.values()]
-    assert own or changed or not torch.equal(state.vector, before)
+    assert bool(changed) == (method in {"FedExLoRA", "FLoRAStacking"})
+    own = {name for held in state.clients.values() for name in held.tensors}
+    assert own == ({"own"} if method in {"FedSALoRA", "LocalOnly"} else set())
     kept = {name: p for name, p in made.model.named_parameters() if name in frozen and name not in changed}
     assert kept
     assert all(torch.equal(p, frozen[name]) for name, p in kept.items())
@@ -174,7 +196,7 @@ def test_both_trainers_agree(method: str) -> None:
         assert (done.job.reference - done.vector - update).norm() <= 1e-12 * update.norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ENTRIES)
 def test_the_ledger_holds_the_lengths_of_what_travels(method: str, finished: dict[str, Finished]) -> None:
     """Every entry is the length of a message, and the sums are those of summary.json."""
     run = finished[method]
@@ -195,6 +217,16 @@ def test_the_ledger_holds_the_lengths_of_what_travels(method: str, finished: dic
         assert (paid > 0) == (method != "LocalOnly")
 
 
+def test_clients_come_again(finished: dict[str, Finished]) -> None:
+    """Or what they keep, what they missed and what they know already would be in no other test of the battery."""
+    rounds = {name: set[int]() for name in map(str, range(8))}
+    for row in table(finished["LoRA"].folder / "ledger.csv"):
+        rounds[row["client"]].add(int(row["round"]))
+    assert sum(len(took) > 1 for took in rounds.values()) > 6
+    assert any(round + 1 in took for took in rounds.values() for round in took)
+    assert any(round + 1 not in took and max(took) > round for took in rounds.values() for round in took)
+
+
 def test_flasc_pays_exactly_four_bytes_for_each_of_k_values(tmp_path: Path) -> None:
     """Also at densities where the smallest coding writes every entry, zeros included."""
     for density in ("0.0625", "0.25", "0.99"):
@@ -206,7 +238,7 @@ def test_flasc_pays_exactly_four_bytes_for_each_of_k_values(tmp_path: Path) -> N
         assert values == {max(1, int(float(density) * parameters))}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ENTRIES)
 def test_resumed_equals_uninterrupted(method: str, tmp_path: Path, finished: dict[str, Finished]) -> None:
     """In one process; `test_workers.py` kills real ones. Rounds may grow: four rounds and two more are six."""
     whole, parts = finished[method].folder, tmp_path / "parts"
@@ -225,8 +257,8 @@ def test_resumed_equals_uninterrupted(method: str, tmp_path: Path, finished: dic
 def test_exports_load_in_peft_without_the_project(tmp_path: Path, finished: dict[str, Finished]) -> None:
     """PeftModel, in a process that never imports the project, gives the last evaluation's logits on every test row."""
     lines = []
-    for method, run in finished.items():
-        settings = read_settings(options_of(method))
+    for method in METHODS:
+        run, settings = finished[method], read_settings(options_of(method))
         images = settings.data.load().test["pixel_values"].contiguous()
         logits = run.result.evaluation.outputs["logits"]
         assert len(logits) == len(images) == 360

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -42,8 +44,31 @@ def test_three_rounds_by_hand() -> None:
     assert state.vector[0] == 0
 
     assert sent(begin(method, state, 3)) == {1: -9.0, 7: 0.4, 9: -3.0}
-    assert list(method.views(state)) == ["full"]
+    assert list(method.views(state)) == ["masked", "full"]
     assert method.views(state)["full"].tolist() == [0, -9, 0, 0, 0, 0, 0, 0.4, 0, -3, 0, 0]
+
+
+def test_the_main_view_is_what_the_next_client_downloads() -> None:
+    """After every step, also the ones before the mask shrinks."""
+    method = AdapterLTH(prune_fraction=0.5)
+    state = tiny.server_state(pruned.P, pruned.lora_layout(), optimizer="sgd", lr=1.0)
+    assert torch.equal(method.views(state)["masked"], state.vector)  # before training there is no mask
+    for round in (1, 2, 3):
+        begin(method, state, round)
+        method.step(state, torch.full((12,), 0.05, dtype=torch.float64))
+        views, kept = method.views(state), method.known(state)["kept"]
+        assert torch.equal(views["full"], state.vector)
+        assert views["masked"].nonzero().squeeze(1).tolist() == kept.tolist()
+        following = copy.deepcopy(state)
+        assert sent(begin(method, following, round + 1)) == {i: views["masked"][i].item() for i in kept.tolist()}
+
+
+def test_between_two_prunings_the_main_view_is_p() -> None:
+    method = AdapterLTH(prune_fraction=0.5, prune_every_rounds=2)
+    state = tiny.server_state(pruned.P, pruned.lora_layout(), optimizer="sgd", lr=1.0)
+    for round, left in ((1, 12), (2, 12), (3, 6), (4, 6)):
+        begin(method, state, round)
+        assert method.views(state)["masked"].count_nonzero() == left
 
 
 def test_a_client_is_told_what_went_since_it_took_part() -> None:

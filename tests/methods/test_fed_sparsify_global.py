@@ -79,7 +79,7 @@ def test_the_backbone_trains_within_the_mask_and_pays_for_it_once() -> None:
 
 
 def test_labels_say_the_schedule() -> None:
-    assert FedSparsifyGlobal().label == "FedSparsify-Global 0.99"
+    assert FedSparsifyGlobal().label == "FedSparsify-Global 0.997"
     cubic = FedSparsifyGlobal(schedule="cubic", final_sparsity=0.8, schedule_rounds=60, prune_every_rounds=5)
     assert cubic.label == "FedSparsify-Global sparsity 0.8 in 60 every 5"
 

@@ -69,13 +69,13 @@ def test_a_newcomer_pays_for_the_seed_and_nobody_else() -> None:
             assert entry.download_bytes == values + (0 if entry.client in seen else HEADER_BYTES + 8)
             seen.add(entry.client)
         assert set(played.state.clients) == seen
-    assert len(seen) < 12
+    assert len(seen) < 4 * len(played.entries)  # some came twice
 
 
 def test_the_seed_is_what_a_is_drawn_from() -> None:
     """A client that has the backbone and the download makes the A that the server has."""
     settings = read_settings(["--method", "FFALoRA", "--method.lora_rank", "2", "--seed", "5"])
-    made = build(settings, start_workers("cpu", "32-true", 1)[0])
+    made = build(settings, *start_workers("cpu", "32-true", 1))
     state = initial_state(made.experiment)
     shared = tiny.shared_of(state)
     method = made.experiment.method

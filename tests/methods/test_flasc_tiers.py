@@ -57,6 +57,17 @@ def test_a_tiers_budget_by_hand() -> None:
     assert next(iter(views)) == "masked"
 
 
+def test_evaluate_before_step_keeps_each_tiers_mask_of_the_round() -> None:
+    method = FLASC(lora_rank=2, tiers=2, evaluate_before_step=True)
+    state = factored.server({"one": (1, 1)}, lora_rank=2, head=1)
+    state.vector.data = torch.tensor([0.1, -5.0, 0.2, 3.0, 1.0], dtype=torch.float64)
+    method.prepare(state, 1)
+    state.vector.data = torch.tensor([9.0, 0.5, 8.0, 0.3, 7.0], dtype=torch.float64)
+    views = {name: view.tolist() for name, view in method.views(state).items()}
+    assert views["rank1"] == [0, 0.5, 0, 0.3, 7.0]
+    assert views["masked"] == views["full"] == state.vector.tolist()
+
+
 def test_its_label_has_the_ranks() -> None:
     assert FLASC(tiers=3).label == "FLASC ranks 1, 4, 16"
     assert FLASC(tiers=3, download_density=1.0).label == "FLASC ranks 1, 4, 16, down 1"

@@ -151,7 +151,7 @@ def test_two_stages_of_rounds() -> None:
             seed = 0 if entry.client in seen else HEADER_BYTES + 8
             assert entry.download_bytes == HEADER_BYTES + 4 * kept + seed
             seen.add(entry.client)
-    assert len(seen) < 6
+    assert len(seen) < 2 * len(played.entries)  # some came twice
 
 
 def test_at_density_one_everything_trains_and_there_is_no_mask() -> None:
