@@ -47,7 +47,8 @@ class ClientOptions:
         max_steps: an upper bound on local steps a round; none without it.
         backbone_dropout: whether the backbone's own dropout is on while clients train, beside LoRA's, which always is;
             off as in FLASC's published code. On, clients train one after another.
-        pack: how many clients train in one forward; 1 trains them one after another. It is part of the bits.
+        pack: how many clients train in one forward; 1 trains them one after another, auto measures what is fastest
+            here when the run starts. It is part of the bits.
         module: class path of your own LightningModule; its first parameter is the adapted backbone.
     """
 
@@ -60,7 +61,7 @@ class ClientOptions:
     local_epochs: int = 1
     max_steps: int | None = None
     backbone_dropout: bool = False
-    pack: int = 1
+    pack: int | Literal["auto"] = 1
     module: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +72,7 @@ class ClientOptions:
         require("client.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
         require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or null")
-        require("client.pack", self.pack, self.pack >= 1, "1 or more")
+        require("client.pack", self.pack, self.pack == "auto" or self.pack >= 1, "1 or more, or auto")
 
 
 @dataclass

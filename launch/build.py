@@ -1,8 +1,7 @@
 """From settings to an experiment: data, partition, backbone, trainer and evaluator, each loaded and checked."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import lightning
 import numpy as np
@@ -16,23 +15,24 @@ from data_partitions.holding_out import hold_out
 from data_partitions.partition import Partition
 from fedsim.arrangement import Arrangement
 from fedsim.backbone import load_backbone
-from fedsim.client import ClientModule, SequentialTrainer, Trainer
+from fedsim.client import ClientModule
 from fedsim.client_evaluation import ClientEvaluator
 from fedsim.data import Examples
 from fedsim.errors import ConfigurationError
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
 from fedsim.frozen import FrozenBackbone
-from fedsim.method import Method
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions
-from fedsim.packed import PackedTrainer, why_not_packed
+from fedsim.pack_choice import busiest_workloads
 from fedsim.parameters import FlatParameters
 from fedsim.penalties import all_penalties
 from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.task import Task, task_of
+from fedsim.transport import Workers
 from launch.configuration import Settings
 from launch.fit import check_tokens, try_one_example
+from launch.trainers import Parts, make_trainer
 
 EVALUATION_BATCH = 256
 """Examples a forward in evaluation. A constant, as it is part of the bits."""
@@ -63,12 +63,13 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(settings: Settings, fabric: Fabric) -> Built:
+def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
     """Loads everything that a run needs and checks that it fits together.
 
     Args:
         settings: what was asked for.
         fabric: launched, for device and precision.
+        workers: the processes of the run; all call this.
 
     Raises:
         ConfigurationError: data, partition, backbone and settings do not fit.
@@ -90,7 +91,18 @@ def build(settings: Settings, fabric: Fabric) -> Built:
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)
     arranged = settings.method.arrange(Arrangement(training, settings.client, settings.run))
-    trainer, pack, note = _trainer(arranged.client, settings.method, module, parameters, train, fabric.autocast)
+    parts = Parts(
+        options=arranged.client,
+        module=module,
+        parameters=parameters,
+        data=data,
+        train=train,
+        optimizer=local_optimizer(arranged.client),
+        penalty=all_penalties(settings.method.penalty(), arranged.client.proximal_mu),
+        autocast=fabric.autocast,
+    )
+    workloads = partial(busiest_workloads, arranged.population, arranged.client, arranged.run, workers.count)
+    trainer, pack, note = make_trainer(parts, workloads, workers)
 
     def evaluator(examples: Examples) -> Evaluator:
         return Evaluator(
@@ -227,27 +239,3 @@ def _module(options: ClientOptions, model: nn.Module, task: Task) -> lightning.L
             "put it into the backbone, or freeze it"
         )
     return module
-
-
-def _trainer(
-    options: ClientOptions,
-    method: Method,
-    module: lightning.LightningModule,
-    parameters: FlatParameters,
-    train: Examples,
-    autocast: Callable[[], AbstractContextManager[None]],
-) -> tuple[Trainer, int, str | None]:
-    """Chooses the trainer: packed where it was asked for and the module allows it."""
-    optimizer, note = local_optimizer(options), None
-    penalty = all_penalties(method.penalty(), options.proximal_mu)
-    if options.pack > 1:
-        reason = why_not_packed(module, parameters.layout)
-        if reason is None and options.backbone_dropout:
-            reason = "client.backbone_dropout cannot be drawn per client in one forward"
-        if reason is None and isinstance(module, ClientModule):
-            packed = PackedTrainer(module, parameters, train, optimizer, penalty, autocast, options.pack)
-            return packed, options.pack, None
-        note = f"client.pack {options.pack} falls back to one client after another: {reason}"
-    trainer = SequentialTrainer(module, parameters, train, optimizer, penalty, autocast, options.backbone_dropout)
-    trainer.dry_run()
-    return trainer, 1, note

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +49,13 @@ class Settings:
     run_dir: Path | None
     resolved: dict[str, Any]
 
+    def with_pack(self, pack: int | Literal["auto"]) -> "Settings":
+        """The same with a number of slots where that was left to the machine."""
+        if self.client.pack != "auto":
+            return self
+        client = {**self.resolved["client"], "pack": pack}
+        return replace(self, client=replace(self.client, pack=pack), resolved={**self.resolved, "client": client})
+
 
 def read_settings(argv: Sequence[str]) -> Settings:
     """Reads the arguments of `fedsim run`.
@@ -74,6 +81,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise explain(error, parser, arguments) from error
     _refuse_server_keys(built.method, argv)
+    _refuse_error_feedback(built.method, built.communication)
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
     if built.client.module is not None:
@@ -207,6 +215,15 @@ def _refuse_server_keys(method: Method, argv: Sequence[str]) -> None:
         raise ConfigurationError(
             f"{given[0]} is given, but {method.label} takes over what it aggregates and steps nothing; leave it out "
             "(a method that weighs clients has method.weighting)"
+        )
+
+
+def _refuse_error_feedback(method: Method, communication: CommunicationOptions) -> None:
+    """Refuses what clients would owe to factors that are no more when they pay it."""
+    if communication.error_feedback and not method.keeps_basis:
+        raise ConfigurationError(
+            f"communication.error_feedback is given, but {method.label} makes new factors in every round, to which what"
+            " clients owe of the old ones cannot be added; leave it out, or choose another method"
         )
 
 

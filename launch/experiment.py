@@ -23,7 +23,7 @@ from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import Settings, flatten
 from launch.environment import start_workers, stop_workers
-from launch.run_directory import RunDirectory
+from launch.run_directory import RunDirectory, earlier_settings
 
 
 def run(settings: Settings, console: Console) -> Path | None:
@@ -49,7 +49,9 @@ def run(settings: Settings, console: Console) -> Path | None:
 
 def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Console) -> Path | None:
     """Runs one experiment on workers that have already found each other; otherwise as `run`."""
-    built = build(settings, fabric)
+    settings = _as_chosen_before(settings, workers)
+    built = build(settings, fabric, workers)
+    settings = settings.with_pack(built.pack)
     directory = _agree(settings, built, workers)
     if directory is None:
         simulate(built.experiment, workers, None, None)
@@ -73,6 +75,14 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
             )
     console.print(f"{settings.method.label}: {directory.path}", highlight=False, soft_wrap=True)
     return directory.path
+
+
+def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:
+    """Takes the number of slots that a run to be resumed chose for itself: it is part of the bits."""
+    if settings.client.pack != "auto" or settings.resume != "auto":
+        return settings
+    before = earlier_settings(settings.run_dir).get("client.pack", "auto") if workers.is_server else "auto"
+    return settings.with_pack(workers.tell({"pack": before}, {})[0]["pack"])
 
 
 def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory | None:

@@ -78,6 +78,20 @@ class RunDirectory:
         self._lock.release()
 
 
+def earlier_settings(path: Path | None) -> dict[str, Any]:
+    """Reads the settings of the run in a directory, under dotted keys; none where there is no run yet.
+
+    Raises:
+        ConfigurationError: they cannot be read.
+    """
+    if path is None or not (path / "config.yaml").exists():
+        return {}
+    try:
+        return flatten(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigurationError(f"{path / 'config.yaml'} cannot be read ({error}); choose another run_dir") from error
+
+
 def _lock(path: Path) -> FileLock:
     """Makes the directory where it is missing, and takes it for this process."""
     lock = FileLock(path / ".lock", blocking=False)
@@ -116,10 +130,7 @@ def _first_free(name: str) -> Path:
 
 def _resumable(path: Path, resolved: dict[str, Any]) -> tuple[Checkpoint | None, list[str]]:
     """Finds where the run in `path` goes on; a run without any checkpoint starts anew."""
-    try:
-        before = flatten(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigurationError(f"{path / 'config.yaml'} cannot be read ({error}); choose another run_dir") from error
+    before = earlier_settings(path)
     now = flatten(resolved)
     differing = [key for key in sorted({*before, *now}) if key not in MAY_DIFFER and before.get(key) != now.get(key)]
     if differing:

@@ -27,7 +27,7 @@ def test_three_rounds_equal_the_listing(method: str, down: float, up: float, pre
         options += ["--method.download_density", str(down), "--method.upload_density", str(up)]
     settings = read_settings(options)
     fabric, workers = start_workers("cpu", precision, 1)
-    built = build(settings, fabric)
+    built = build(settings, fabric, workers)
     experiment, data = built.experiment, built.experiment.data
     # As many clients as one cohort, all with examples: the listing knows no client without.
     cohorts = [

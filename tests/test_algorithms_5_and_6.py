@@ -33,7 +33,7 @@ def test_four_rounds_equal_the_listing(method: str, scope: str, precision: str, 
     given += ["--method", method, *options, "--method.mask_scope", scope, "--method.lora_rank", "2"]
     settings = read_settings([*given, "--communication.value_dtype", dtype])
     fabric, workers = start_workers("cpu", precision, 1)
-    experiment = build(settings, fabric).experiment
+    experiment = build(settings, fabric, workers).experiment
     expected = listing(_federation(experiment, scope))
     state = initial_state(experiment)
     for round, theirs in enumerate(expected, start=1):

@@ -83,8 +83,8 @@ def test_a_run_has_the_penalty_that_was_asked_for() -> None:
     distances: dict[tuple[str, str], float] = {}
     for mu, pack in (("0", "1"), ("5", "1"), ("5", "2")):
         options = ("--client.proximal_mu", mu, "--client.pack", pack, "--client.local_epochs", "4")
-        fabric, _ = start_workers("cpu", "64-true", 1)
-        experiment = build(read_settings([*options, "--precision", "64-true"]), fabric).experiment
+        fabric, workers = start_workers("cpu", "64-true", 1)
+        experiment = build(read_settings([*options, "--precision", "64-true"]), fabric, workers).experiment
         state = initial_state(experiment)
         client = next(c for c in range(experiment.partition.clients) if experiment.partition.examples(c) > 16)
         job = round_job(experiment, tiny.shared_of(state), 0, client, Plan(), state.initial, None, ClientState())

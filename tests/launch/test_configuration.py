@@ -252,6 +252,16 @@ def test_flat_settings_are_the_keys_of_the_command_line() -> None:
     assert read_settings(rebuilt).resolved == read().resolved
 
 
+def test_nobody_owes_anything_to_factors_that_are_made_anew(elsewhere: Path) -> None:
+    owing = ["--communication.error_feedback", "true", "--method"]
+    for method in ("FLoRAStacking", "FlexLoRA"):
+        with pytest.raises(
+            ConfigurationError, match=rf"error_feedback is given, but {method} makes new .* leave it out"
+        ):
+            read_settings([*owing, method])
+    assert read_settings([*owing, "FedIT"]).communication.error_feedback
+
+
 def test_a_method_without_an_optimiser_refuses_one_by_hand(elsewhere: Path) -> None:
     """Presets and config.yaml spell the server's keys for every method; on the command line they would mislead."""
     for given in ("--server.lr", "--server.weighting"):

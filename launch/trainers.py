@@ -1,0 +1,181 @@
+"""The trainer of a run: one client after another, or packed, in as many slots as asked for or as serve best here."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+import psutil
+import torch
+
+from fedsim.client import ClientModule, SequentialTrainer, Trainer
+from fedsim.data import Examples, FederatedData
+from fedsim.method import ClientJob, Penalty, Plan, Shared
+from fedsim.optimizers import LocalOptimizer
+from fedsim.options import ClientOptions
+from fedsim.pack_choice import Rows, StepSeconds, choose_slots, least_seconds, slot_counts
+from fedsim.packed import PackedTrainer, why_not_packed
+from fedsim.parameters import FlatParameters
+from fedsim.reporting import peak_memory_bytes
+from fedsim.transport import Workers
+
+STEPS, TRIES = 2, 2
+"""How a number of slots is measured: the least of so many tries of so many steps."""
+
+MEMORY_SHARE = 0.5
+"""How much of the memory that is free more slots may take."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What both trainers are made of.
+
+    Attributes:
+        options: how a client trains.
+        module: the client's.
+        parameters: the flat P of its backbone.
+        data: draws augmentation.
+        train: the training set.
+        optimizer: the client's.
+        penalty: what the method adds to every loss, or None.
+        autocast: makes the precision context of a step.
+    """
+
+    options: ClientOptions
+    module: lightning.LightningModule
+    parameters: FlatParameters
+    data: FederatedData
+    train: Examples
+    optimizer: LocalOptimizer
+    penalty: Penalty | None
+    autocast: Callable[[], AbstractContextManager[None]]
+
+    def sequential(self) -> SequentialTrainer:
+        """Makes the trainer that runs jobs one after another, and tries it on two rows."""
+        dropout = self.options.backbone_dropout
+        trainer = SequentialTrainer(
+            self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, dropout
+        )
+        trainer.dry_run()
+        return trainer
+
+    def packed(self, slots: int) -> PackedTrainer:
+        """Makes the trainer that runs so many jobs in one forward; `why_not_packed` must be None."""
+        assert isinstance(self.module, ClientModule)
+        return PackedTrainer(
+            self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, slots
+        )
+
+    def why_not_packed(self) -> str | None:
+        """Says why clients train one after another, or None."""
+        reason = why_not_packed(self.module, self.parameters.layout)
+        if reason is None and self.options.backbone_dropout:
+            reason = "client.backbone_dropout cannot be drawn per client in one forward"
+        return reason
+
+
+def make_trainer(parts: Parts, workloads: Callable[[], Sequence[Rows]], workers: Workers) -> tuple[Trainer, int, str]:
+    """Makes the trainer that the options ask for.
+
+    Args:
+        parts: what it is made of.
+        workloads: counts the steps of the busiest worker, round by round; asked for where the slots are to be chosen.
+        workers: the processes of the run; the server worker measures for all, so that all have as many slots.
+
+    Returns:
+        The trainer; how many clients it trains in one forward; what the user should know, or nothing.
+    """
+    asked = parts.options.pack
+    if asked == 1:
+        return parts.sequential(), 1, ""
+    reason = parts.why_not_packed()
+    if reason is not None:
+        return parts.sequential(), 1, f"client.pack {asked} falls back to one client after another: {reason}"
+    if asked != "auto":
+        return parts.packed(asked), asked, ""
+    slots, note = 1, ""
+    if workers.is_server:
+        found = workloads()
+        most = max(map(len, found))
+        seconds = measure(parts, most)
+        slots = choose_slots(seconds, found, most)
+        note = f"client.pack auto: {slots} ({_rates(seconds, parts.options.batch_size)})"
+    slots = workers.tell({"slots": slots}, {})[0]["slots"]
+    return parts.sequential() if slots == 1 else parts.packed(slots), slots, note
+
+
+def measure(parts: Parts, most: int) -> StepSeconds:
+    """Times local steps on this machine: one client's, with full and with half batches, and packed ones.
+
+    Nothing of the run changes: P is as it was, and no random stream is touched.
+
+    Args:
+        parts: of the trainers.
+        most: slots that there is use for, at least 1.
+    """
+    start = parts.parameters.vector.clone()
+    size, alone = parts.options.batch_size, parts.sequential()
+    single = least_seconds(lambda rows: _seconds(parts, alone, rows, 1), sorted({size, max(1, size // 2)}), 1 + TRIES)
+    packed: dict[int, float] = {}
+    held = peak_memory_bytes()
+    for slots in slot_counts(most):
+        try:
+            trainer = parts.packed(slots)
+            packed |= least_seconds(lambda count, t=trainer: _seconds(parts, t, size, count), [slots], TRIES)  # type: ignore[misc]
+        except torch.cuda.OutOfMemoryError:
+            break
+        grown = (peak_memory_bytes() - held) * 2  # twice the slots take twice of it
+        if grown > MEMORY_SHARE * _free_bytes(parts.train.device):
+            break
+    parts.parameters.load(start)
+    return StepSeconds(single, packed)
+
+
+def _seconds(parts: Parts, trainer: Trainer, rows: int, jobs: int) -> float:
+    """Seconds of a local step of some jobs at once, each with so many examples a step."""
+    device, vector = parts.train.device, parts.parameters.vector
+    size = parts.options.batch_size
+    batches = np.full((STEPS, size), -1, dtype=np.int64)
+    batches[:, :rows] = np.arange(STEPS * rows).reshape(STEPS, rows) % len(parts.train)
+    draws = parts.data.draw(np.random.default_rng(0), batches.shape)
+    start = vector.clone()
+    shared = Shared(0, 0, parts.parameters.layout, start)
+    given = [
+        ClientJob(
+            client=number,
+            position=number,
+            plan=Plan(),
+            shared=shared,
+            start=start,
+            reference=start,
+            batches=batches,
+            draws={name: draw.to(device) for name, draw in draws.items()},
+            seed=number,
+        )
+        for number in range(jobs)
+    ]
+    _wait(device)
+    started = time.perf_counter()
+    for _ in trainer.train(given):
+        pass
+    _wait(device)
+    return (time.perf_counter() - started) / STEPS
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _rates(seconds: StepSeconds, batch_size: int) -> str:
+    """What was measured, as client steps a second."""
+    found = {1: 1 / seconds.of_rows(batch_size), **{slots: slots / s for slots, s in seconds.packed.items()}}
+    return "client steps a second by slots: " + ", ".join(f"{slots}: {rate:.3g}" for slots, rate in found.items())
