@@ -41,6 +41,11 @@ class Exchange:
         self._options = options
         self._length = length
 
+    @property
+    def upload_bound(self) -> int:
+        """About how much a client sends at most, whatever its method: all of P."""
+        return self._length * VALUE_DTYPES[self._options.value_dtype].itemsize
+
     def write_download(self, download: Download, support: Tensor | None, what: str) -> bytes:
         """Writes what goes down.
 

@@ -4,6 +4,7 @@ import csv
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 from fedsim.codec import values_in
 from fedsim.errors import ConfigurationError
@@ -37,10 +38,23 @@ class Entry:
     download_values: int
 
     @classmethod
-    def of(cls, round: int, client: int, worker: int, examples: int, upload: bytes, download: bytes) -> "Entry":
-        """Measures the payloads of one client, empty for one that took part without examples."""
-        values = [values_in(payload) if payload else 0 for payload in (upload, download)]
-        return cls(round, client, worker, examples, len(upload), len(download), *values)
+    def of(
+        cls, round: int, client: int, worker: int, examples: int, upload: "Travelled", download: "Travelled"
+    ) -> "Entry":
+        """Enters what one client sent and received: nothing, where it took part without examples."""
+        return cls(round, client, worker, examples, upload.length, download.length, upload.values, download.values)
+
+
+class Travelled(NamedTuple):
+    """What is counted of a message: how long it is, and how many values it holds."""
+
+    length: int = 0
+    values: int = 0
+
+    @classmethod
+    def of(cls, message: bytes) -> "Travelled":
+        """Measures a message; an empty one is none."""
+        return cls(len(message), values_in(message) if message else 0)
 
 
 @dataclass

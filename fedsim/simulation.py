@@ -16,12 +16,12 @@ from fedsim.evaluation import Evaluation
 from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
 from fedsim.jobs import gradient_mask, require_finite, round_job
-from fedsim.ledger import Entry
-from fedsim.method import Arrived, ClientJob, ClientState, Plan, ServerState, Shared
+from fedsim.ledger import Entry, Travelled
+from fedsim.method import Arrived, ClientJob, ClientState, Download, Plan, ServerState, Shared
 from fedsim.personalisation import evaluate_clients
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_steps, sample_cohort
-from fedsim.schedule import assign
+from fedsim.schedule import waves
 from fedsim.seeding import Purpose, generator
 from fedsim.server import enter_stage, initial_state, restore_state, snapshot
 from fedsim.transport import Workers, pack, unpack
@@ -94,32 +94,38 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     # Who has no examples, or is dropped, takes part with weight zero: no download, no work, no bytes.
     examples = [population.examples(member) for member in cohort]
     active = {at: plan for at, plan in enumerate(plans) if plan is not None and examples[at]}
-    costs = [local_steps(n, client.batch_size, client.local_epochs, client.max_steps) for n in examples]
-    owners = assign([cost if at in active else 0 for at, cost in enumerate(costs)], workers.count)
+    work = [local_steps(n, client.batch_size, client.local_epochs, client.max_steps) for n in examples]
+    cut = waves([work[at] if at in active else 0 for at in range(len(cohort))], workers.count, exchange.upload_bound)
+    mine = [[at for at in wave.of(workers.rank) if at in active] for wave in cut]
 
     # Down: encoded once for all clients of a plan.
     downloads = _send_down(experiment, exchange, state, shared, list(active.values()), workers)
-    jobs = _jobs(experiment, exchange, briefing, cohort, [at for at in active if owners[at] == workers.rank], downloads)
-
-    # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
-    messages, kept = _train(experiment, exchange, jobs, examples)
-    at_home = {at: unpack(packed, state.vector.device) for at, packed in workers.gather(kept, owners) if packed}
+    paid = {plan: Travelled.of(message) for plan, message in downloads.items()}
+    own_plans = {active[at] for positions in mine for at in positions}
+    received = _receive(experiment, exchange, shared, {plan: downloads[plan] for plan in own_plans})
+    del downloads
 
     seconds = 0.0
     aggregate = method.aggregate(state, shared)
-    for at, payload in workers.gather(messages, owners):
-        if payload:
-            arrived = _arrived(experiment, exchange, shared, cohort[at], active[at], payload, state.vector)
-            started = time.perf_counter()
-            aggregate.add(arrived)
-            seconds += time.perf_counter() - started
-        told, tensors = at_home.get(at, ({}, {}))
-        if at in active:
-            state.clients[cohort[at]] = ClientState(round, tensors)
-        if files is not None:
-            download, trained_on = (downloads[active[at]], examples[at]) if at in active else (b"", 0)
-            entry = Entry.of(round, cohort[at], owners[at], trained_on, payload, download)
-            files.trained(entry, told.get("logged", {}))
+    for wave, positions in zip(cut, mine, strict=True):  # usually one: the whole cohort
+        # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
+        jobs = _jobs(experiment, briefing, cohort, positions, received)
+        messages, kept = _train(experiment, exchange, jobs, examples)
+        at_home = {at: unpack(held, state.vector.device) for at, held in workers.gather(kept, wave) if held}
+
+        for at, payload in workers.gather(messages, wave):
+            if payload:
+                arrived = _arrived(experiment, exchange, shared, cohort[at], active[at], payload, state.vector)
+                started = time.perf_counter()
+                aggregate.add(arrived)
+                seconds += time.perf_counter() - started
+            told, tensors = at_home.get(at, ({}, {}))
+            if at in active:
+                state.clients[cohort[at]] = ClientState(round, tensors)
+            if files is not None:
+                download, trained_on = (paid[active[at]], examples[at]) if at in active else (Travelled(), 0)
+                entry = Entry.of(round, cohort[at], wave.owner(at), trained_on, Travelled.of(payload), download)
+                files.trained(entry, told.get("logged", {}))
 
     started = time.perf_counter()
     update = aggregate.finish()
@@ -185,29 +191,50 @@ def _send_down(
     return dict(zip(distinct, workers.broadcast(messages), strict=True))
 
 
+@dataclass(frozen=True, eq=False)
+class _Received:
+    """What the clients of a plan have in common.
+
+    Attributes:
+        download: what came down.
+        start: (P,), where they start, unless they have parts of their own.
+        mask: (P,), what moves, or None.
+    """
+
+    download: Download
+    start: Tensor
+    mask: Tensor | None
+
+
+def _receive(
+    experiment: Experiment, exchange: Exchange, shared: Shared, downloads: Mapping[Plan, bytes]
+) -> dict[Plan, _Received]:
+    """Decodes the downloads of this worker's clients, once a plan."""
+    method, like = experiment.method, experiment.parameters.vector
+    received = {}
+    for plan, message in downloads.items():
+        download = exchange.read_download(message, method.download_support(shared, plan), like)
+        start = method.start(shared, download, ClientState())
+        received[plan] = _Received(download, start, gradient_mask(method, shared, plan, like))
+    return received
+
+
 def _jobs(
     experiment: Experiment,
-    exchange: Exchange,
     briefing: Briefing,
     cohort: Sequence[int],
     positions: Sequence[int],
-    downloads: Mapping[Plan, bytes],
+    received: Mapping[Plan, _Received],
 ) -> list[ClientJob]:
-    """Lays out this worker's jobs. Clients of one plan share mask and start, unless they have parts of their own."""
-    method, shared, like = experiment.method, briefing.shared, experiment.parameters.vector
-    received = {
-        plan: exchange.read_download(downloads[plan], method.download_support(shared, plan), like)
-        for at in positions
-        if (plan := briefing.plans[at]) is not None
-    }
-    starts = {plan: method.start(shared, download, ClientState()) for plan, download in received.items()}
-    masks = {plan: gradient_mask(method, shared, plan, like) for plan in received}
+    """Lays out jobs of this worker. Clients of one plan share mask and start, unless they have parts of their own."""
+    method, shared = experiment.method, briefing.shared
     jobs = []
     for at in positions:
         plan, held = briefing.plans[at], briefing.clients[at]
         assert plan is not None
-        start = method.start(shared, received[plan], held) if held.tensors else starts[plan]
-        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, masks[plan], held))
+        found = received[plan]
+        start = method.start(shared, found.download, held) if held.tensors else found.start
+        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, found.mask, held))
     return jobs
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.errors import WorkerLost
+from fedsim.schedule import Wave
 
 PIECE_BYTES = 256 * 2**20
 """The largest buffer that one collective fills, over all workers."""
@@ -73,7 +74,7 @@ class Workers:
         (packed,) = self.broadcast([pack(facts, tensors)] if self.is_server else None)
         return (facts, tensors) if self.is_server else unpack(packed, self.device)
 
-    def gather(self, payloads: Mapping[int, bytes], owners: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def gather(self, payloads: Mapping[int, bytes], wave: Wave) -> Iterator[tuple[int, bytes]]:
         """Brings every worker's payloads to the server worker: sizes first, then padded buffers in bounded pieces.
 
         Every worker must run the iterator to its end. Payloads come in groups of neighbours in the cohort of at most
@@ -81,18 +82,19 @@ class Workers:
 
         Args:
             payloads: this worker's payloads by position in the cohort; a position may be missing.
-            owners: the worker of each position.
+            wave: whose they are.
 
         Yields:
-            (position, payload) of the whole cohort in order on the server worker, an empty one where it is missing;
+            (position, payload) of the whole wave in order on the server worker, an empty one where it is missing;
             nothing on the others.
         """
         if self.count == 1:
-            yield from ((position, payloads.get(position, b"")) for position in range(len(owners)))
+            yield from ((position, payloads.get(position, b"")) for position in wave.positions)
             return
-        sizes = self.sum(torch.tensor([len(payloads.get(p, b"")) for p in range(len(owners))])).tolist()
+        counted = self.sum(torch.tensor([len(payloads.get(p, b"")) for p in wave.positions])).tolist()
+        sizes = dict(zip(wave.positions, counted, strict=True))
         for group in _groups(sizes, self._limit):
-            parts: list[list[int]] = [[p for p in group if owners[p] == worker] for worker in range(self.count)]
+            parts: list[list[int]] = [[p for p in group if wave.owner(p) == worker] for worker in range(self.count)]
             mine = b"".join(payloads.get(p, b"") for p in parts[self.rank])
             arrived = self._all_gather(mine, [sum(sizes[p] for p in part) for part in parts])
             found: dict[int, Tensor] = {}
@@ -164,11 +166,11 @@ def _to_tensor(payload: bytes) -> Tensor:
     return torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
 
 
-def _groups(sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Cuts the cohort into runs of neighbours of at most `limit` bytes, or of one payload that is larger."""
+def _groups(sizes: Mapping[int, int], limit: int) -> Iterator[list[int]]:
+    """Cuts positions into runs of neighbours of at most `limit` bytes, or of one payload that is larger."""
     group: list[int] = []
     held = 0
-    for position, size in enumerate(sizes):
+    for position, size in sizes.items():
         if group and held + size > limit:
             yield group
             group, held = [], 0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim.codec import encode
 from fedsim.errors import ConfigurationError
-from fedsim.ledger import Entry, Ledger, Totals
+from fedsim.ledger import Entry, Ledger, Totals, Travelled
 from fedsim.sparse import IndexSet, SparseVector
 
 ENTRIES = [Entry(round, client, 0, 5, 100 + client, 200, 10, 20) for round in (1, 2) for client in (3, 8)]
@@ -25,7 +25,7 @@ def test_an_entry_measures_the_encoded_payloads() -> None:
     vector = torch.arange(1.0, 1001.0)
     upload = encode(SparseVector.at(vector, torch.arange(0, 1000, 10)), examples=7)
     download = encode(SparseVector.dense(vector))
-    entry = Entry.of(3, 12, 1, 7, upload, download)
+    entry = Entry.of(3, 12, 1, 7, Travelled.of(upload), Travelled.of(download))
     assert asdict(entry) == {
         **{"round": 3, "client": 12, "worker": 1, "examples": 7},
         **{"upload_bytes": len(upload), "download_bytes": len(download)},
@@ -44,13 +44,13 @@ def test_an_entry_charges_for_all_payloads_of_a_message_and_counts_values_alone(
         SparseVector.dense(torch.ones(3)),
     )
     payloads = [encode(part) for part in parts]
-    entry = Entry.of(1, 2, 0, 7, b"".join(payloads[:3]), b"".join(payloads))
+    entry = Entry.of(1, 2, 0, 7, *(Travelled.of(b"".join(p)) for p in (payloads[:3], payloads)))
     assert (entry.upload_bytes, entry.upload_values) == (sum(map(len, payloads[:3])), 10)
     assert (entry.download_bytes, entry.download_values) == (sum(map(len, payloads)), 13)
 
 
 def test_a_client_without_examples_pays_nothing() -> None:
-    entry = Entry.of(1, 2, 0, 0, b"", b"")
+    entry = Entry.of(1, 2, 0, 0, Travelled.of(b""), Travelled())
     assert (entry.upload_bytes, entry.download_bytes, entry.upload_values, entry.download_values) == (0, 0, 0, 0)
 
 

@@ -3,7 +3,7 @@ from itertools import product
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.schedule import assign
+from fedsim.schedule import WAVE_BYTES, assign, waves
 
 COSTS = st.lists(st.integers(0, 30), min_size=1, max_size=6)
 
@@ -49,3 +49,22 @@ def test_clients_that_cost_nothing_burden_nobody() -> None:
 
 def test_more_workers_than_clients_leaves_some_idle() -> None:
     assert len(set(assign([4, 5], 6))) == 2
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 5), st.integers(1, 2 * WAVE_BYTES))
+def test_waves_are_the_cohort_in_order(costs: list[int], workers: int, upload_bytes: int) -> None:
+    found = waves(costs, workers, upload_bytes)
+    assert [at for wave in found for at in wave.positions] == list(range(len(costs)))
+    for wave in found:
+        assert wave.owners == assign([costs[at] for at in wave.positions], workers)
+        assert sorted(at for worker in range(workers) for at in wave.of(worker)) == list(wave.positions)
+        assert len(wave.owners) * upload_bytes <= max(WAVE_BYTES, workers * upload_bytes)
+    assert all(len(wave.owners) >= workers for wave in found[:-1])
+
+
+def test_small_uploads_travel_together_and_a_backbone_alone() -> None:
+    adapter, backbone = 600_000, 500_000_000
+    assert [wave.owners for wave in waves([1] * 10, 1, adapter)] == [[0] * 10]
+    assert [wave.owners for wave in waves([1] * 3, 1, backbone)] == [[0], [0], [0]]
+    assert [(wave.first, len(wave.owners)) for wave in waves([1] * 5, 2, backbone)] == [(0, 2), (2, 2), (4, 1)]

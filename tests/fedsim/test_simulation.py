@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fedsim import simulation
+from fedsim import schedule, simulation
 from fedsim.checkpoint import newest_checkpoint
 from fedsim.codec import HEADER_BYTES
 from fedsim.errors import TrainingError
@@ -26,8 +26,11 @@ from fedsim.reporting import History, RunFiles
 from fedsim.sampling import sample_cohort
 from fedsim.seeding import Purpose, generator
 from fedsim.sparse import SparseVector
+from methods.fed_sa_lora import FedSALoRA
+from methods.flasc import FLASC
 from methods.lora import LoRA
 from tests import tiny
+from tests.rounds import rounds
 
 SIZES = [5, 0, 9, 3]
 
@@ -52,17 +55,17 @@ def test_clients_are_assigned_by_the_steps_they_take(
 ) -> None:
     """And those are the steps that they are given: max_steps cuts the work of large clients."""
     seen: dict[str, list[int]] = {}
-    assign, begin = simulation.assign, LoRA.begin
+    waves, begin = simulation.waves, LoRA.begin
 
-    def spy_costs(given: list[int], workers: int) -> list[int]:
+    def spy_costs(given: list[int], workers: int, upload_bytes: int) -> list[schedule.Wave]:
         seen["costs"] = list(given)
-        return assign(given, workers)
+        return waves(given, workers, upload_bytes)
 
     def spy_jobs(self: LoRA, job: ClientJob) -> ClientJob:
         seen.setdefault("steps", [0] * len(SIZES))[job.position] = len(job.batches)
         return begin(self, job)
 
-    monkeypatch.setattr(simulation, "assign", spy_costs)
+    monkeypatch.setattr(simulation, "waves", spy_costs)
     monkeypatch.setattr(LoRA, "begin", spy_jobs)
     run = RunOptions(rounds=1, cohort_size=len(SIZES))
     one_round(tiny.experiment(tiny.build(), SIZES, client=ClientOptions(batch_size=4, **options), run=run))
@@ -394,3 +397,22 @@ def test_a_run_resumes_in_and_between_stages(stop: int, tmp_path: Path) -> None:
     assert torch.equal(parts.vector, whole.vector)
     ledgers = [(tmp_path / name / "ledger.csv").read_bytes() for name in ("whole", "parts")]
     assert ledgers[0] == ledgers[1]
+
+
+@pytest.mark.parametrize("slots", [0, 2])
+def test_uploads_that_wait_for_nobody_give_the_same_bits(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client a wave, as a whole backbone would travel, against the whole cohort at once; with and without parts
+    that clients keep."""
+    for method in (FLASC(lora_rank=2), FedSALoRA(lora_rank=2)):
+        together, ledgers = [], []
+        for most in (schedule.WAVE_BYTES, 1):
+            monkeypatch.setattr(schedule, "WAVE_BYTES", most)
+            played = list(rounds(method, 3, slots=slots))
+            together.append(played[-1].state)
+            ledgers.append([entry for one in played for entry in one.entries])
+        assert ledgers[0] == ledgers[1]
+        assert torch.equal(together[0].vector, together[1].vector)
+        assert together[0].clients.keys() == together[1].clients.keys()
+        for client, held in together[0].clients.items():
+            for name, kept in held.tensors.items():
+                assert torch.equal(kept, together[1].clients[client].tensors[name])

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import WorkerLost
+from fedsim.schedule import Wave
 from fedsim.transport import Workers, _groups, pack, unpack
 
 CPU = torch.device("cpu")
@@ -21,7 +22,7 @@ PIECE = 64
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 60))
 def test_groups_cut_the_cohort_in_order_within_the_limit(sizes: list[int], limit: int) -> None:
-    groups = list(_groups(sizes, limit))
+    groups = list(_groups(dict(enumerate(sizes)), limit))
     assert [position for group in groups for position in group] == list(range(len(sizes)))
     for group in groups:
         held = sum(sizes[position] for position in group)
@@ -35,7 +36,8 @@ def test_one_worker_hears_itself() -> None:
     assert alone.is_server
     assert alone.broadcast([b"", b"ab", b"c"]) == [b"", b"ab", b"c"]
     assert alone.broadcast([]) == []
-    assert list(alone.gather({2: b"x", 0: b"yz"}, [0, 0, 0, 0])) == [(0, b"yz"), (1, b""), (2, b"x"), (3, b"")]
+    assert list(alone.gather({2: b"x", 0: b"yz"}, Wave(0, [0] * 4))) == [(0, b"yz"), (1, b""), (2, b"x"), (3, b"")]
+    assert list(alone.gather({7: b"x"}, Wave(6, [0, 0]))) == [(6, b""), (7, b"x")]
     assert alone.sum(torch.tensor([1.5])).tolist() == [1.5]
 
 
@@ -97,7 +99,7 @@ def test_a_worker_that_is_gone_is_said_in_one_line(name: str, monkeypatch: pytes
         monkeypatch.setattr(dist, collective, closed if broken else lambda *_: None, raising=False)
     workers = Workers(1, 2, CPU)
     with pytest.raises(WorkerLost, match="another worker stopped") as lost:
-        workers.broadcast(None) if name == "broadcast" else list(workers.gather({0: b"abc"}, [1, 0]))
+        workers.broadcast(None) if name == "broadcast" else list(workers.gather({0: b"abc"}, Wave(0, [1, 0])))
     assert "Connection closed by peer [127.0.0.1]:1" in str(lost.value)
     assert "\n" not in str(lost.value)
 
@@ -119,14 +121,14 @@ def check_tell(workers: Workers) -> None:
     assert workers.tell({}, {}) == ({}, {})
 
 
-def gather(workers: Workers, sizes: dict[int, int], owners: list[int]) -> list[tuple[int, bytes]]:
-    mine = {position: payload(position, size) for position, size in sizes.items() if owners[position] == workers.rank}
-    return list(workers.gather(mine, owners))
+def gather(workers: Workers, sizes: dict[int, int], wave: Wave) -> list[tuple[int, bytes]]:
+    mine = {position: payload(position, sizes[position]) for position in wave.of(workers.rank) if position in sizes}
+    return list(workers.gather(mine, wave))
 
 
-def require_gathered(workers: Workers, sizes: dict[int, int], owners: list[int]) -> None:
-    found = gather(workers, sizes, owners)
-    expected = [(p, payload(p, sizes.get(p, 0))) for p in range(len(owners))]
+def require_gathered(workers: Workers, sizes: dict[int, int], wave: Wave) -> None:
+    found = gather(workers, sizes, wave)
+    expected = [(p, payload(p, sizes.get(p, 0))) for p in wave.positions]
     assert found == (expected if workers.is_server else [])
 
 
@@ -139,24 +141,24 @@ def check_gather(workers: Workers) -> None:
 
     for _ in range(12):
         clients = 1 + draw(12)
-        owners = [draw(COUNT) for _ in range(clients)]
-        sizes = {position: draw(300) for position in range(clients) if draw(4)}
-        require_gathered(workers, sizes, owners)
+        wave = Wave(draw(5), [draw(COUNT) for _ in range(clients)])
+        sizes = {position: draw(300) for position in wave.positions if draw(4)}
+        require_gathered(workers, sizes, wave)
 
 
 def check_gather_at_the_edges(workers: Workers) -> None:
     """Nobody has anything; one worker has everything; a worker that is not the server has nothing to do."""
-    require_gathered(workers, {}, [0, 1, 2, 1])
-    require_gathered(workers, {0: 5, 1: 500, 2: 0}, [2, 2, 2])
-    require_gathered(workers, {0: 5, 1: 9}, [0, 0])
-    require_gathered(workers, {0: PIECE // COUNT}, [1])
+    require_gathered(workers, {}, Wave(0, [0, 1, 2, 1]))
+    require_gathered(workers, {0: 5, 1: 500, 2: 0}, Wave(0, [2, 2, 2]))
+    require_gathered(workers, {0: 5, 1: 9}, Wave(0, [0, 0]))
+    require_gathered(workers, {3: PIECE // COUNT}, Wave(3, [1]))
 
 
 def check_gather_in_groups(workers: Workers) -> None:
     """With room for 100 bytes at once, most payloads are a group of their own, and some groups are all empty."""
     small = Workers(workers.rank, COUNT, CPU, piece_bytes=100)
-    require_gathered(small, {0: 60, 1: 60, 2: 30, 4: 900, 6: 1, 9: 100}, [2, 1, 0, 0, 2, 1, 1, 0, 0, 2])
-    require_gathered(small, {0: 101, 4: 101}, [0, 1, 2, 0, 1])
+    require_gathered(small, {0: 60, 1: 60, 2: 30, 4: 900, 6: 1, 9: 100}, Wave(0, [2, 1, 0, 0, 2, 1, 1, 0, 0, 2]))
+    require_gathered(small, {0: 101, 4: 101}, Wave(0, [0, 1, 2, 0, 1]))
 
 
 def check_sum(workers: Workers) -> None:
