@@ -55,7 +55,9 @@ class Mean:
 
     def add_weighted(self, update: SparseVector, weight: float) -> None:
         """Adds one update with another weight."""
-        values = update.values.to(self._total) * weight
+        values = update.values.to(self._total)
+        if weight != 1:  # a copy that a whole backbone can do without
+            values = values * weight
         if update.indices is None:
             self._total += values
         else:

@@ -18,7 +18,7 @@ from fedsim.classification import Classification
 from fedsim.data import Batch, Examples
 from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob, Penalty
-from fedsim.optimizers import SGD, LocalOptimizer
+from fedsim.optimizers import SGD, LocalOptimizer, clip
 from fedsim.parameters import FlatParameters
 from fedsim.task import Task
 
@@ -165,6 +165,7 @@ class SequentialTrainer:
         penalty: what the method adds to every loss, or None.
         autocast: makes the precision context of a step.
         backbone_dropout: whether the backbone's own dropout is on.
+        clip_norm: the most that a step's gradient may be long, or None.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class SequentialTrainer:
         penalty: Penalty | None,
         autocast: Autocast,
         backbone_dropout: bool = False,
+        clip_norm: float | None = None,
     ) -> None:
         self._module = module
         self._parameters = parameters
@@ -184,6 +186,7 @@ class SequentialTrainer:
         self._penalty_gradient = None if penalty is None else torch.func.grad(penalty)
         self._autocast = autocast
         self._backbone_dropout = backbone_dropout
+        self._clip_norm = clip_norm
         self._recorder = Recorder()
         module.log, module.log_dict = self._recorder.log, self._recorder.log_dict
         if not module.automatic_optimization:
@@ -227,6 +230,7 @@ class SequentialTrainer:
                 gradient.add_(self._penalty_gradient(vector, job.reference, job.penalty_tensors))
             if job.gradient_mask is not None:
                 gradient.mul_(job.gradient_mask)
+            clip(gradient, self._clip_norm)
             if step_own is None:
                 self._optimizer.step(vector, gradient, state, scale)
                 continue

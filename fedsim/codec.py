@@ -106,7 +106,7 @@ def encode(
     if not (0 <= length < _LIMIT and 0 <= examples < _LIMIT):
         raise ValueError(f"a payload holds lengths and examples below 2**32, got {length} and {examples}")
     dtype = _DTYPES.index(value_dtype) if isinstance(part, SparseVector) else _NO_VALUES
-    kept, values = 0, b""
+    kept, values = 0, memoryview(b"")
     if isinstance(part, bytes):
         coding, parameter, section = "raw", 0, part
     elif isinstance(part, IndexSet):
@@ -326,7 +326,8 @@ def _read_rice(section: np.ndarray, header: _Header) -> np.ndarray:
     return indices
 
 
-def _write_values(values: Tensor, dtype: torch.dtype) -> bytes:
+def _write_values(values: Tensor, dtype: torch.dtype) -> memoryview:
+    """The values as they travel; not copied where they are so already, as they may be a whole backbone."""
     rounded = values.detach().cpu().to(dtype).contiguous()
     finite = rounded.isfinite()
     if not finite.all():
@@ -336,7 +337,7 @@ def _write_values(values: Tensor, dtype: torch.dtype) -> bytes:
             f"the first ({values[first].item()}) at position {first}; send a wider value dtype or look for divergence"
         )
     bits = rounded.view(_INTEGERS[dtype.itemsize]).numpy()
-    return bits.astype(f"<i{dtype.itemsize}", copy=False).tobytes()
+    return bits.astype(f"<i{dtype.itemsize}", copy=False).view(np.uint8).data
 
 
 def _read_values(data: memoryview, dtype: torch.dtype) -> Tensor:

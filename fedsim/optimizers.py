@@ -22,6 +22,16 @@ class LocalOptimizer(Protocol):
         """Takes one step on (..., P), in place; `rate_scale` (..., P) multiplies the learning rate where given."""
 
 
+def clip(gradient: Tensor, most: float | None) -> None:
+    """Scales gradients (..., P) down, in place, each on its own, to a norm of `most` at most; None leaves them.
+
+    As torch.nn.utils.clip_grad_norm_ does for one client.
+    """
+    if most is not None:
+        norm = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+        gradient.mul_((most / (norm + 1e-6)).clamp(max=1))
+
+
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent with momentum, as torch.optim.SGD with zero dampening.

@@ -40,6 +40,7 @@ class ClientOptions:
         lr: its learning rate, above 0.
         momentum: of sgd, in [0, 1).
         weight_decay: added to sgd's gradient, decoupled in adamw.
+        clip_norm: a step's gradient is scaled down to this Euclidean norm where it is longer, above 0; null leaves it.
         proximal_mu: FedProx (Li et al. 2020): half of it, times the squared distance from where the client started, is
             added to the loss; 0 leaves it out.
         batch_size: examples a local step, at least 1.
@@ -56,6 +57,7 @@ class ClientOptions:
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 0.0
+    clip_norm: float | None = None
     proximal_mu: float = 0.0
     batch_size: int = 16
     local_epochs: int = 1
@@ -68,6 +70,7 @@ class ClientOptions:
         require("client.lr", self.lr, self.lr > 0, "a number above 0")
         require("client.momentum", self.momentum, 0 <= self.momentum < 1, "a number in [0, 1)")
         require("client.weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        require("client.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "above 0, or null")
         require("client.proximal_mu", self.proximal_mu, self.proximal_mu >= 0, "0 or more")
         require("client.batch_size", self.batch_size, self.batch_size >= 1, "1 or more")
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsim.client import Autocast, ClientModule, Trained, set_client_mode, weighted_mean
 from fedsim.data import Batch, Examples
 from fedsim.method import ClientJob, Penalty
-from fedsim.optimizers import LocalOptimizer
+from fedsim.optimizers import LocalOptimizer, clip
 from fedsim.parameters import FlatParameters, Layout
 
 
@@ -52,6 +52,7 @@ class PackedTrainer:
         penalty: what the method adds to every loss, or None.
         autocast: makes the precision context of a step.
         slots: G, at least 1.
+        clip_norm: the most that a step's gradient of a slot may be long, or None.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class PackedTrainer:
         penalty: Penalty | None,
         autocast: Autocast,
         slots: int,
+        clip_norm: float | None = None,
     ) -> None:
         self._module = module
         self._examples = examples
@@ -71,6 +73,7 @@ class PackedTrainer:
         self._autocast = autocast
         self._parameters = parameters
         self._count = slots
+        self._clip_norm = clip_norm
         self._layout: Layout | None = None
 
     def _make_slots(self) -> None:
@@ -118,6 +121,7 @@ class PackedTrainer:
         mask = self._stack(slots, lambda job: job.gradient_mask)
         if mask is not None:
             gradient.mul_(mask)
+        clip(gradient, self._clip_norm)
         self._optimizer.step(self._vector, gradient, state, self._stack(slots, ClientJob.step_scale))
         for slot, mean in zip(slots, means.detach(), strict=True):
             if slot is not None:

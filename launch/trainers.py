@@ -54,9 +54,10 @@ class Parts:
 
     def sequential(self) -> SequentialTrainer:
         """Makes the trainer that runs jobs one after another, and tries it on two rows."""
-        dropout = self.options.backbone_dropout
         trainer = SequentialTrainer(
-            self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, dropout
+            *(self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast),
+            backbone_dropout=self.options.backbone_dropout,
+            clip_norm=self.options.clip_norm,
         )
         trainer.dry_run()
         return trainer
@@ -65,7 +66,8 @@ class Parts:
         """Makes the trainer that runs so many jobs in one forward; `why_not_packed` must be None."""
         assert isinstance(self.module, ClientModule)
         return PackedTrainer(
-            self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, slots
+            *(self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, slots),
+            clip_norm=self.options.clip_norm,
         )
 
     def why_not_packed(self) -> str | None:

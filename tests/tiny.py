@@ -144,18 +144,24 @@ class Tiny:
         return Shared(round, 0, self.parameters.layout, self.vector.clone(), tensors)
 
     def sequential(
-        self, optimizer: LocalOptimizer | None = None, penalty: Penalty | None = None, module: Any = None
+        self,
+        optimizer: LocalOptimizer | None = None,
+        penalty: Penalty | None = None,
+        module: Any = None,
+        clip_norm: float | None = None,
     ) -> SequentialTrainer:
-        return SequentialTrainer(
-            module or self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext
-        )
+        parts = (module or self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext)
+        return SequentialTrainer(*parts, clip_norm=clip_norm)
 
     def packed(
-        self, slots: int, optimizer: LocalOptimizer | None = None, penalty: Penalty | None = None
+        self,
+        slots: int,
+        optimizer: LocalOptimizer | None = None,
+        penalty: Penalty | None = None,
+        clip_norm: float | None = None,
     ) -> PackedTrainer:
-        return PackedTrainer(
-            self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext, slots
-        )
+        parts = (self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext, slots)
+        return PackedTrainer(*parts, clip_norm=clip_norm)
 
 
 def build(method: Method | None = None, backbone: str = "vit", dtype: torch.dtype = torch.float32) -> Tiny:

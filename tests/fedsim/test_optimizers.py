@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fedsim.optimizers import SGD, AdamW, LocalOptimizer
+from fedsim.optimizers import SGD, AdamW, LocalOptimizer, clip
 
 STEPS, LENGTH = 6, 10
 CASES: dict[str, tuple[LocalOptimizer, type[torch.optim.Optimizer], dict[str, Any]]] = {
@@ -108,3 +108,25 @@ def test_a_step_leaves_the_gradient_alone(case: str) -> None:
     vector, gradient = random(LENGTH, seed=7), random(LENGTH, seed=8)
     optimizer.step(vector, gradient, optimizer.state(vector), None)
     assert torch.equal(gradient, random(LENGTH, seed=8))
+
+
+@every_dtype
+def test_clipping_is_torchs_client_by_client(dtype: torch.dtype) -> None:
+    """A long gradient, a short one and one of zeros, alone and together."""
+    gradients = torch.stack([3 * random(LENGTH, seed=1, dtype=dtype), 0.01 * random(LENGTH, seed=2, dtype=dtype)])
+    gradients = torch.cat([gradients, torch.zeros(1, LENGTH, dtype=dtype)])
+    expected = []
+    for gradient in gradients:
+        part = nn.Parameter(torch.zeros(LENGTH, dtype=dtype))
+        part.grad = gradient.clone()
+        torch.nn.utils.clip_grad_norm_([part], 0.5)
+        expected.append(part.grad)
+        alone = gradient.clone()
+        clip(alone, 0.5)
+        torch.testing.assert_close(alone, part.grad, rtol=TOLERANCE[dtype], atol=0)
+    together = gradients.clone()
+    clip(together, 0.5)
+    torch.testing.assert_close(together, torch.stack(expected), rtol=TOLERANCE[dtype], atol=0)
+    before = together.clone()
+    clip(together, None)
+    assert torch.equal(together, before)

@@ -32,11 +32,13 @@ def by_client(results: Any) -> dict[int, Trained]:
     return {trained.job.client: trained for trained in results}
 
 
-def require_equal(built: tiny.Tiny, jobs: list[ClientJob], optimizer: str, penalty: Any = None) -> None:
+def require_equal(
+    built: tiny.Tiny, jobs: list[ClientJob], optimizer: str, penalty: Any = None, clip_norm: float | None = None
+) -> None:
     """Every client's packed result is where the sequential one is, measured by how far it went."""
     rule = tiny.LOCAL_OPTIMIZERS[optimizer]
-    alone = by_client(built.sequential(rule, penalty).train(jobs))
-    packed = by_client(built.packed(SLOTS, rule, penalty).train(jobs))
+    alone = by_client(built.sequential(rule, penalty, clip_norm=clip_norm).train(jobs))
+    packed = by_client(built.packed(SLOTS, rule, penalty, clip_norm).train(jobs))
     assert sorted(packed) == sorted(alone) == [job.client for job in jobs]
     for client, expected in alone.items():
         update = expected.vector - expected.job.start
@@ -64,6 +66,20 @@ def test_packed_equals_one_after_another_from_flascs_download(dtype: torch.dtype
     start = download.values.to_dense().to(dtype)
     jobs = [built.job(client, size, start=start, epochs=2) for client, size in enumerate(SIZES)]
     require_equal(built, jobs, optimizer)
+
+
+@every_dtype
+def test_packed_equals_one_after_another_with_clipped_gradients(dtype: torch.dtype) -> None:
+    """To a norm below all of theirs, so that every step of plain SGD is equally long; masked entries count not."""
+    built, clip_norm = tiny.build(dtype=dtype), 0.01
+    jobs = jobs_of(built)
+    require_equal(built, jobs, "sgd", clip_norm=clip_norm)
+    plain = tiny.SGD(0.1, 0.0)
+    mask = (torch.arange(len(built.vector)) % 2).to(dtype)
+    (job,) = [built.job(0, 4, start=built.start(0), gradient_mask=mask)]
+    for trainer in (built.sequential(plain, clip_norm=clip_norm), built.packed(SLOTS, plain, clip_norm=clip_norm)):
+        (trained,) = trainer.train([job])
+        assert float((trained.vector - job.start).norm()) == pytest.approx(0.1 * clip_norm, rel=1e-3)
 
 
 @pytest.mark.parametrize("segments", [["B", "head"], ["A"], ["head"]])
