@@ -8,11 +8,20 @@ k is the client's own.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from fedsim.method import ClientJob, Download, Method, Plan, ServerState, Shared, Upload
 from fedsim.parameters import Layout
-from fedsim.sparse import SparseVector, as_fraction, density_of, require_density, topk_per_range
+from fedsim.sparse import (
+    SparseVector,
+    as_fraction,
+    density_of,
+    kept_entries,
+    require_density,
+    topk_indices,
+    topk_per_range,
+)
 from fedsim.tiers import Tiers, rank_slice
 
 BEFORE = "download_mask."
@@ -31,15 +40,16 @@ class FLASC(Method):
     The published code's server is AdamW with a weight decay of 0.01; the listing's Adam has none, and is followed.
 
     With tiers, a client uploads as many values as HetLoRA's client of its tier, head included, and downloads as many:
-    the main view is the highest tier's, and the others stand beside it. With download_density all download alike, and
-    there is one view. The published code gives tiers by client number and counts the head on top of the download's
-    budget; here they are drawn by the seed.
+    the whole head and the largest of LoRA, as in the published code, as a client that is sent no head would train one
+    from zero in every round. The main view is the highest tier's, and the others stand beside it. With
+    download_density all download alike, the largest of P, and there is one view. The published code gives tiers by
+    client number; here they are drawn by the seed.
 
     Args:
         upload_density: fraction of its update that a client sends, in (0, 1]; d_up in the paper. Tiers replace it.
         download_density: fraction of P that the server sends, in (0, 1]; d_down. As what is uploaded where not given.
         topk_scope: choose over the whole flat vector, head included, or the same fraction of every layer (Appendix A:
-            the former tended to perform better).
+            the former tended to perform better). What a tier downloads is chosen over all of LoRA.
         evaluate_before_step: evaluate P under the mask that was downloaded in the round, as the published code does.
         tiers: how many upload budgets there are among the clients; none where not given, and
             everybody has upload_density.
@@ -77,7 +87,7 @@ class FLASC(Method):
         if self.evaluate_before_step:
             vector = state.vector.detach()
             for view, density in self._viewed(state.layout).items():
-                state.tensors[BEFORE + view] = self._topk(vector, density, state.layout)
+                state.tensors[BEFORE + view] = self._sent_down(vector, density, state.layout)
         return {}
 
     def plan(self, state: ServerState, round: int, client: int) -> Plan:
@@ -86,19 +96,22 @@ class FLASC(Method):
 
     def download(self, state: ServerState, shared: Shared, plan: Plan) -> Download:
         """P_i = P * M_down (lines 5 and 10)."""
-        return Download(self._sparse(state.vector.detach(), plan.download_density, state.layout))
+        return Download(self._downloaded(state.vector.detach(), plan.download_density, state.layout))
 
     def upload(self, job: ClientJob, trained: Tensor) -> Upload:
         """dP_i = (P_i - P_i') * M_up,i (lines 16 to 18)."""
-        return Upload(self._sparse(job.reference - trained, job.plan.upload_density, job.layout))
+        update, density = job.reference - trained, job.plan.upload_density
+        if density == 1:
+            return Upload(SparseVector.dense(update))
+        return Upload(SparseVector.at(update, self._topk(update, density, job.layout)))
 
     def views(self, state: ServerState) -> dict[str, Tensor]:
         """P as the next client would download it, per tier the highest first, and the whole P."""
         whole, found = state.vector.detach(), {}
         for view, density in self._viewed(state.layout).items():
             before = state.tensors.get(BEFORE + view)
-            kept = self._sparse(whole, density, state.layout) if before is None else SparseVector.at(whole, before)
-            found[view] = kept.to_dense()
+            held = self._downloaded(whole, density, state.layout) if before is None else SparseVector.at(whole, before)
+            found[view] = held.to_dense()
         return {**found, "full": whole}
 
     def _viewed(self, layout: Layout) -> dict[str, float]:
@@ -116,10 +129,19 @@ class FLASC(Method):
             up = density_of(len(rank_slice(layout, lora_rank)), layout.length)
         return Plan(download_density=up if self.download_density is None else self.download_density, upload_density=up)
 
-    def _sparse(self, vector: Tensor, density: float, layout: Layout) -> SparseVector:
+    def _downloaded(self, vector: Tensor, density: float, layout: Layout) -> SparseVector:
         if density == 1:
             return SparseVector.dense(vector)
-        return SparseVector.at(vector, self._topk(vector, density, layout))
+        return SparseVector.at(vector, self._sent_down(vector, density, layout))
+
+    def _sent_down(self, vector: Tensor, density: float, layout: Layout) -> Tensor:
+        """M_down: the largest entries; of a tier's budget the head takes its part first."""
+        if self._tiers.count == 1 or self.download_density is not None:
+            return self._topk(vector, density, layout)
+        head = layout.where(["head"]).to(vector.device)
+        rest = layout.where([segment for segment in layout.segments() if segment != "head"]).to(vector.device)
+        left = kept_entries(density, layout.length) - len(head)
+        return torch.cat([head, rest[topk_indices(vector[rest], left)]]).sort().values
 
     def _topk(self, vector: Tensor, density: float, layout: Layout) -> Tensor:
         ranges = layout.layers if self.topk_scope == "layer" else ((0, layout.length),)

@@ -214,6 +214,7 @@ ROWS: list[Row] = [
     row("run --server.lr 0", "server.lr is 0", "above 0"),
     row("run --client.momentum 1", "client.momentum is 1.0", "[0, 1)"),
     row("run --client.proximal_mu -0.5", "client.proximal_mu is -0.5", "0 or more"),
+    row("run --client.clip_norm 0", "client.clip_norm is 0.0", "above 0, or null"),
     row("run --communication.error_feedback maybe", "communication.error_feedback is maybe", "true or false"),
     row("run --client.batch_size 0", "client.batch_size is 0", "1 or more"),
     row("run --client.pack 0", "client.pack is 0", "1 or more"),

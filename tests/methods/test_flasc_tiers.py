@@ -37,21 +37,21 @@ def test_the_download_may_have_a_density_of_its_own() -> None:
 def test_a_tiers_budget_by_hand() -> None:
     """One module of 1 by 1 under rank 2, beside a head of one: P is A (2), B (2), head (1).
 
-    The lower tier's rank of 1 is one of A, one of B and the head: 3 of 5 values, and those are P's largest wherever
-    they stand, not a slice.
+    The lower tier's rank of 1 is one of A, one of B and the head: 3 of 5 values, and those are the head and LoRA's
+    largest wherever they stand, not a slice. So the head travels down even where it is smallest.
     """
     method = FLASC(lora_rank=2, tiers=2, upload_density=0.25)
     state = factored.server({"one": (1, 1)}, lora_rank=2, head=1)
-    state.vector.data = torch.tensor([0.1, -5.0, 0.2, 3.0, 1.0], dtype=torch.float64)
+    state.vector.data = torch.tensor([0.1, -5.0, 0.2, 3.0, 0.05], dtype=torch.float64)
     shared = tiny.shared_of(state)
     clients = {rank: next(c for c in range(20) if method._tiers.rank_of(c, state.seed) == rank) for rank in (1, 2)}
     low, high = (method.download(state, shared, method.plan(state, 1, clients[rank])).values for rank in (1, 2))
-    assert low.to_dense().tolist() == [0, -5.0, 0, 3.0, 1.0]
+    assert low.to_dense().tolist() == [0, -5.0, 0, 3.0, 0.05]
     assert high.to_dense().tolist() == state.vector.tolist()
     views = method.views(state)
     assert {name: view.tolist() for name, view in views.items()} == {
         "masked": high.to_dense().tolist(),
-        "rank1": [0, -5.0, 0, 3.0, 1.0],
+        "rank1": [0, -5.0, 0, 3.0, 0.05],
         "full": state.vector.tolist(),
     }
     assert next(iter(views)) == "masked"
