@@ -1,8 +1,6 @@
 """`fedsim bench`: client steps a second of the engine against a bare training loop, in rounds that alternate."""
 
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.reporting import peak_memory_bytes, write_atomically
 from launch.arguments import Arguments
+from launch.benchmarks.table import print_table
 
 if TYPE_CHECKING:
     from launch.benchmarks.works import Work
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
-    _print(rows, arguments)
+    print_table(rows, arguments.repeats, arguments.threads)
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
     return 0
@@ -189,38 +188,3 @@ def _population(population: int, repeats: int) -> int:
         ratio = statistics.median(slow) / statistics.median(fast)
         print(f"ratio{clock} {ratio:.3f} of medians, {_ratio(slow, fast):.3f} the median of {repeats} neighbours")
     return 0
-
-
-def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for name in ("work", "who"):
-        table.add_column(name, no_wrap=True)
-    for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
-        table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
-    console = Console()
-    console.print(table)
-    for row in rows:
-        if row["who"] == "fedsim_two_workers":
-            said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
-            console.print(f"{row['work']}: {said}", highlight=False, soft_wrap=True)
-    if _cores() < 2 * arguments.threads:
-        told = f"two workers of {arguments.threads} thread(s) share {_cores()} core(s): no measure of how work spreads"
-        console.print(told, highlight=False, soft_wrap=True)
-    console.print(
-        f"medians of {arguments.repeats} alternating rounds; {arguments.threads} thread(s) a worker, "
-        f"{_cores()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

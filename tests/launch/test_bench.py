@@ -15,7 +15,7 @@ from torch import Tensor
 from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import local_work, payload, population, works
+from launch.benchmarks import local_work, payload, population, table, works
 from launch.benchmarks.local_work import WHO, Arena
 from launch.benchmarks.works import WORKS, Round, Work
 
@@ -150,7 +150,7 @@ def test_two_workers_are_held_against_one_unless_they_share_cores(
     cores: int, threads: int, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(bench, "_cores", lambda: cores)
+    monkeypatch.setattr(table, "_cores", lambda: cores)
     assert main(["bench", "--threads", str(threads)]) == 0
     torch.set_num_threads(before)
     out = capsys.readouterr().out
