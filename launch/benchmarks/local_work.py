@@ -31,6 +31,7 @@ from fedsim.seeding import Purpose, generator
 from fedsim.server import initial_state
 from fedsim.simulation import run_round
 from fedsim.transport import Workers
+from launch.benchmarks.peers.process import peer
 from launch.benchmarks.two_workers import two_workers
 from launch.benchmarks.works import Round, Work
 from methods.lora import LoRA
@@ -155,6 +156,10 @@ class Arena:
 
         return train_round
 
+    def peer(self, who: str) -> Round:
+        """Another simulator's whole round, in a process of its own, of as many threads as this one."""
+        return self._open.enter_context(peer(who, self.work, torch.get_num_threads()))
+
     def two_workers(self) -> Round:
         """The engine's whole round on two processes, each of as many threads as this one."""
         return self._open.enter_context(two_workers(partial(_share, self.work), torch.get_num_threads()))
@@ -190,6 +195,8 @@ def flat(model: nn.Module) -> Tensor:
 WHO: dict[str, Callable[[Arena], Round]] = {
     "bare": _bare,
     "deep_copy": _deep_copy,
+    "pfl": lambda arena: arena.peer("pfl"),
+    "flower": lambda arena: arena.peer("flower"),
     "fedsim_sequential": lambda arena: arena.engine(1),
     "fedsim_two_workers": Arena.two_workers,
     "fedsim_packed": lambda arena: arena.engine(10),

@@ -10,7 +10,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -
     """Prints the rows, and what must be known to read them.
 
     Args:
-        rows: of every work and contestant.
+        rows: of every work and contestant; one with a note was not measured, for that reason.
         repeats: timed rounds of each.
         threads: CPU threads of each worker.
     """
@@ -24,10 +24,15 @@ def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -
     for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
         table.add_column(name, justify="right")
     for row in rows:
+        if "note" in row:
+            table.add_row(row["work"], row["who"], "not installed")
+            continue
         numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
         table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
     console = Console()
     console.print(table)
+    for told in dict.fromkeys(f"{row['who']}: {row['note']}" for row in rows if "note" in row):
+        console.print(told, highlight=False, soft_wrap=True)
     for row in rows:
         if row["who"] == "fedsim_two_workers":
             said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
