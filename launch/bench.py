@@ -1,8 +1,6 @@
 """`fedsim bench`: client steps a second of the engine against a bare training loop, in rounds that alternate."""
 
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -15,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.reporting import peak_memory_bytes, write_atomically
 from launch.arguments import Arguments
+from launch.benchmarks.table import print_table
 
 if TYPE_CHECKING:
     from launch.benchmarks.works import Work
 
+MEASURED = ("client_steps_per_second", "ratio_to_bare", "ratio_to_sequential", "peak_memory_bytes")
 EQUAL_WORK = 1e-4
 """The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
 
@@ -34,12 +34,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
     parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
+    parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
     if arguments.repeats < 1 or arguments.threads < 1:
         raise ConfigurationError("--repeats and --threads are whole numbers of 1 or more")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ConfigurationError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}; make it")
+    if arguments.install_peers:
+        return _install_peers()
     import torch
 
     torch.set_num_threads(arguments.threads)
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
-    _print(rows, arguments)
+    print_table(rows, arguments.repeats, arguments.threads)
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
     return 0
@@ -72,36 +75,38 @@ def _works(part: str | None) -> list[int]:
 
 
 def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Measures every contestant of the numbered works."""
+    """Measures every contestant of the numbered works; a peer that is not installed has a row that says so."""
     from launch.benchmarks.local_work import WHO
+    from launch.benchmarks.peers.environments import PEERS, not_installed
     from launch.benchmarks.works import WORKS
 
+    absent = {who: reason for who in PEERS if (reason := not_installed(who))}
+    present = [who for who in WHO if who not in absent]
     # First, as a process's peak counts from that of the one that started it, which is small only now.
-    peaks = {(number, who): _peak_memory(number, who, threads) for number in works for who in WHO}
+    peaks = {(number, who): _peak_memory(number, who, threads) for number in works for who in present}
     rows = []
     for number in works:
         work = WORKS[number]
-        seconds = _seconds(work, repeats)
-        for who, spent in seconds.items():
-            rows.append(
-                {
-                    "work": work.name,
-                    "who": who,
-                    "client_steps_per_second": round(work.clients * work.steps / statistics.median(spent), 1),
-                    "ratio_to_bare": _ratio(seconds["bare"], spent),
-                    "ratio_to_sequential": _ratio(seconds["fedsim_sequential"], spent),
-                    "peak_memory_bytes": peaks[number, who],
-                }
-            )
+        seconds = _seconds(work, present, repeats)
+        for who in WHO:
+            row: dict[str, Any] = {"work": work.name, "who": who} | dict.fromkeys(MEASURED)
+            if spent := seconds.get(who):
+                row["client_steps_per_second"] = round(work.clients * work.steps / statistics.median(spent), 1)
+                row["ratio_to_bare"] = _ratio(seconds["bare"], spent)
+                row["ratio_to_sequential"] = _ratio(seconds["fedsim_sequential"], spent)
+                row["peak_memory_bytes"] = peaks[number, who]
+            else:
+                row["note"] = absent[who]
+            rows.append(row)
     return rows
 
 
-def _seconds(work: "Work", repeats: int) -> dict[str, list[float]]:
+def _seconds(work: "Work", present: Sequence[str], repeats: int) -> dict[str, list[float]]:
     """Times the contestants in turn, so that a slow moment of the machine hits all."""
-    from launch.benchmarks.local_work import WHO, Arena
+    from launch.benchmarks.local_work import Arena
 
     with Arena(work) as arena:
-        contestants = {who: arena.contestant(who) for who in WHO}
+        contestants = {who: arena.contestant(who) for who in present}
         expected = contestants["bare"](1)
         for who, train in contestants.items():  # the warm-up proves equal work
             difference = float((train(1) - expected).norm() / expected.norm())
@@ -129,6 +134,7 @@ def _peak_memory(work: int, who: str, threads: int) -> int:
 
 def _once(only: str) -> int:
     from launch.benchmarks.local_work import WHO, Arena
+    from launch.benchmarks.peers.environments import PEERS, not_installed
     from launch.benchmarks.works import WORKS
 
     work, _, who = only.partition("/")
@@ -136,11 +142,30 @@ def _once(only: str) -> int:
         raise ConfigurationError(
             f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(WHO)}"
         )
+    if who in PEERS and (reason := not_installed(who)):
+        raise ConfigurationError(f"--only is {only!r}, but {who} is {reason}")
     with Arena(WORKS[int(work)]) as arena:
         arena.contestant(who)(1)
     workers_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest that has ended
     print(max(peak_memory_bytes(), workers_bytes))
     return 0
+
+
+def _install_peers() -> int:
+    """Installs every peer that is not there yet, whatever becomes of the others."""
+    from launch.benchmarks.peers.environments import PEERS, install, not_installed
+
+    failed = False
+    for who in PEERS:
+        if not not_installed(who):
+            print(f"{who}: installed")
+            continue
+        try:
+            install(who)
+        except ConfigurationError as error:
+            print(f"fedsim: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
 def _memory(rounds: int) -> int:
@@ -189,38 +214,3 @@ def _population(population: int, repeats: int) -> int:
         ratio = statistics.median(slow) / statistics.median(fast)
         print(f"ratio{clock} {ratio:.3f} of medians, {_ratio(slow, fast):.3f} the median of {repeats} neighbours")
     return 0
-
-
-def _print(rows: list[dict[str, Any]], arguments: Any) -> None:
-    import torch
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for name in ("work", "who"):
-        table.add_column(name, no_wrap=True)
-    for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
-        table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
-    console = Console()
-    console.print(table)
-    for row in rows:
-        if row["who"] == "fedsim_two_workers":
-            said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
-            console.print(f"{row['work']}: {said}", highlight=False, soft_wrap=True)
-    if _cores() < 2 * arguments.threads:
-        told = f"two workers of {arguments.threads} thread(s) share {_cores()} core(s): no measure of how work spreads"
-        console.print(told, highlight=False, soft_wrap=True)
-    console.print(
-        f"medians of {arguments.repeats} alternating rounds; {arguments.threads} thread(s) a worker, "
-        f"{_cores()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -31,11 +31,13 @@ from fedsim.seeding import Purpose, generator
 from fedsim.server import initial_state
 from fedsim.simulation import run_round
 from fedsim.transport import Workers
+from launch.benchmarks.peers.process import peer
 from launch.benchmarks.two_workers import two_workers
 from launch.benchmarks.works import Round, Work
 from methods.lora import LoRA
 
-_LR, _MOMENTUM = 2e-2, 0.9
+LR, MOMENTUM = 2e-2, 0.9
+"""Of every client's SGD."""
 _CPU = torch.device("cpu")
 _ALONE = Workers(0, 1, _CPU)
 
@@ -47,10 +49,13 @@ class Arena:
 
     Args:
         work: the size of the work.
+
+    Attributes:
+        work: the same.
     """
 
     def __init__(self, work: Work) -> None:
-        self._work = work
+        self.work = work
         self._open = ExitStack()
         self._data = work.data()
         labels = self._data.train["labels"].numpy()
@@ -70,17 +75,27 @@ class Arena:
 
     def model(self) -> nn.Module:
         """Makes the adapted backbone."""
-        return self._work.model(self._data)
+        return self.work.model(self._data)
+
+    def cohort(self, round: int) -> list[int]:
+        """Draws the clients of a round, as the engine does."""
+        return sample_cohort(generator(0, Purpose.COHORT, round), self._partition.clients, self.work.clients)
 
     def batches(self, round: int, client: int) -> Iterator[Batch]:
         """Yields the batches of a client's steps, augmented by the same draws as in the engine."""
-        data, work = self._data, self._work
+        data, work = self._data, self.work
         random = generator(0, Purpose.BATCHES, round, client)
         rows = local_batches(random, self._partition.of(client), work.batch_size, 1, work.steps)
         draws = data.draw(generator(0, Purpose.AUGMENTATION, round, client), rows.shape)
         for step, chosen in enumerate(torch.from_numpy(rows)):
             batch = {name: column[chosen] for name, column in data.train.items()}
             yield data.transform(batch, {name: draw[step] for name, draw in draws.items()})
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Computes the mean loss of a batch in plain PyTorch, as everybody but the engine does."""
+        images, interpolates = batch["pixel_values"], self.work.interpolates
+        logits = model(pixel_values=images, interpolate_pos_encoding=interpolates).logits
+        return functional.cross_entropy(logits, batch["labels"])
 
     def loop(self, model: nn.Module, round: int, prepare: Callable[[nn.Module], nn.Module]) -> Tensor:
         """The bare training loop: plain PyTorch, an optimiser a client, nothing around it.
@@ -90,17 +105,16 @@ class Arena:
             round: which cohort.
             prepare: returns the model that a client trains, at the start.
         """
-        total, start, interpolates = torch.zeros(()), _flat(model), self._work.interpolates
-        for client in sample_cohort(generator(0, Purpose.COHORT, round), self._partition.clients, self._work.clients):
+        total, start = torch.zeros(()), flat(model)
+        for client in self.cohort(round):
             trained = prepare(model)
-            optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], _LR, _MOMENTUM)
+            optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], LR, MOMENTUM)
             for batch in self.batches(round, client):
                 optimizer.zero_grad()
-                logits = trained(pixel_values=batch["pixel_values"], interpolate_pos_encoding=interpolates).logits
-                functional.cross_entropy(logits, batch["labels"]).backward()
+                self.loss(trained, batch).backward()
                 optimizer.step()
-            total = total + (start - _flat(trained))
-        return total / self._work.clients
+            total = total + (start - flat(trained))
+        return total / self.work.clients
 
     def engine(self, slots: int, workers: Workers = _ALONE) -> Round:
         """The engine's whole round: sampling, encoding, decoding and the server's step included.
@@ -114,7 +128,7 @@ class Arena:
         task, data = Classification(), self._data
         train = Examples(data, data.train, _CPU, torch.float32)
         module = ClientModule(model, task)
-        parts = (module, parameters, train, SGD(_LR, _MOMENTUM), None, nullcontext)
+        parts = (module, parameters, train, SGD(LR, MOMENTUM), None, nullcontext)
         trainer = SequentialTrainer(*parts) if slots == 1 else PackedTrainer(*parts, slots)
         experiment = Experiment(
             method=LoRA(),
@@ -126,11 +140,11 @@ class Arena:
             trainer=trainer,
             evaluator=Evaluator(model, parameters, task, train, 256, nullcontext),
             client_evaluator=None,
-            client=ClientOptions(batch_size=self._work.batch_size, max_steps=self._work.steps),
+            client=ClientOptions(batch_size=self.work.batch_size, max_steps=self.work.steps),
             server=ServerOptions(optimizer="sgd", lr=1.0),
             communication=CommunicationOptions(),
             evaluation=EvaluationOptions(),
-            run=RunOptions(rounds=1, cohort_size=self._work.clients),
+            run=RunOptions(rounds=1, cohort_size=self.work.clients),
         )
         start = parameters.vector.clone()
 
@@ -142,9 +156,13 @@ class Arena:
 
         return train_round
 
+    def peer(self, who: str) -> Round:
+        """Another simulator's whole round, in a process of its own, of as many threads as this one."""
+        return self._open.enter_context(peer(who, self.work, torch.get_num_threads()))
+
     def two_workers(self) -> Round:
         """The engine's whole round on two processes, each of as many threads as this one."""
-        return self._open.enter_context(two_workers(partial(_share, self._work), torch.get_num_threads()))
+        return self._open.enter_context(two_workers(partial(_share, self.work), torch.get_num_threads()))
 
 
 def _bare(arena: Arena) -> Round:
@@ -169,13 +187,16 @@ def _share(work: Work, workers: Workers) -> Round:
     return Arena(work).engine(1, workers)
 
 
-def _flat(model: nn.Module) -> Tensor:
+def flat(model: nn.Module) -> Tensor:
+    """Copies what trains into one vector, (P,)."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
 
 
 WHO: dict[str, Callable[[Arena], Round]] = {
     "bare": _bare,
     "deep_copy": _deep_copy,
+    "pfl": lambda arena: arena.peer("pfl"),
+    "flower": lambda arena: arena.peer("flower"),
     "fedsim_sequential": lambda arena: arena.engine(1),
     "fedsim_two_workers": Arena.two_workers,
     "fedsim_packed": lambda arena: arena.engine(10),

@@ -15,18 +15,22 @@ from torch import Tensor
 from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import local_work, payload, population, works
+from launch.benchmarks import local_work, payload, population, table, works
 from launch.benchmarks.local_work import WHO, Arena
+from launch.benchmarks.peers import environments
+from launch.benchmarks.peers.environments import PEERS
 from launch.benchmarks.works import WORKS, Round, Work
 
+HERE = [who for who in WHO if who not in PEERS]
 SMALLEST = Work("smallest", works.digits, works.tiny_vit, batch_size=4, clients=2, steps=2)
 DEIT = next(work for work in WORKS if work.name == "DeiT-Tiny 64 px, batch 16")
 
 
 @pytest.fixture(autouse=True)
-def _smallest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The smallest work, and no processes of their own for peak memory."""
+def _smallest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The smallest work, no processes of their own for peak memory, and no peer (they have tests of their own)."""
     monkeypatch.setattr(works, "WORKS", (SMALLEST,))
+    monkeypatch.setattr(environments, "CACHE", tmp_path / "peers")
     monkeypatch.setattr(bench, "_peak_memory", lambda work, who, threads: 123_000_000)
 
 
@@ -70,11 +74,16 @@ def test_every_contestant_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [(row["work"], row["who"]) for row in rows] == [("smallest", who) for who in WHO]
     assert {"bare", "fedsim_sequential", "fedsim_two_workers", "fedsim_packed"} < set(WHO)
     for row in rows:
+        assert row["who"] in out
+        if row["who"] in PEERS:
+            assert row["note"] == "not installed: fedsim bench --install_peers"
+            assert [row[name] for name in bench.MEASURED] == [None] * 4
+            continue
         assert row["client_steps_per_second"] > 0
         assert row["ratio_to_bare"] > 0
         assert row["ratio_to_sequential"] > 0
         assert row["peak_memory_bytes"] == 123_000_000
-        assert row["who"] in out
+    assert out.count("not installed: fedsim bench --install_peers") == len(PEERS) == 2
     assert rows[0]["ratio_to_bare"] == 1
     assert {row["who"]: row for row in rows}["fedsim_sequential"]["ratio_to_sequential"] == 1
     assert "medians of 1 alternating rounds" in out
@@ -84,7 +93,7 @@ def test_every_contestant_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_all_do_equal_work() -> None:
     """In a later round, too, whatever each kept of the rounds before; two workers, real ones here, to the bit."""
     with Arena(SMALLEST) as arena:
-        contestants = {who: arena.contestant(who) for who in WHO}
+        contestants = {who: arena.contestant(who) for who in HERE}
         for round in (1, 2, 1):
             expected = contestants["bare"](round)
             assert expected.norm() > 0
@@ -109,7 +118,7 @@ def test_deit_tiny_does_equal_work_on_augmented_images() -> None:
     assert next(arena.batches(1, 0))["pixel_values"].shape == (2, 3, 64, 64)
     expected = arena.contestant("bare")(1)
     assert expected.norm() > 0
-    for who in WHO:
+    for who in HERE:
         assert (arena.contestant(who)(1) - expected).norm() <= bench.EQUAL_WORK * expected.norm(), who
 
 
@@ -150,7 +159,7 @@ def test_two_workers_are_held_against_one_unless_they_share_cores(
     cores: int, threads: int, noted: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(bench, "_cores", lambda: cores)
+    monkeypatch.setattr(table, "_cores", lambda: cores)
     assert main(["bench", "--threads", str(threads)]) == 0
     torch.set_num_threads(before)
     out = capsys.readouterr().out

@@ -1,0 +1,53 @@
+"""How `fedsim bench` shows what it measured."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -> None:
+    """Prints the rows, and what must be known to read them.
+
+    Args:
+        rows: of every work and contestant; one with a note was not measured, for that reason.
+        repeats: timed rounds of each.
+        threads: CPU threads of each worker.
+    """
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for name in ("work", "who"):
+        table.add_column(name, no_wrap=True)
+    for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        if "note" in row:
+            table.add_row(row["work"], row["who"], "not installed")
+            continue
+        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
+        table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
+    console = Console()
+    console.print(table)
+    for told in dict.fromkeys(f"{row['who']}: {row['note']}" for row in rows if "note" in row):
+        console.print(told, highlight=False, soft_wrap=True)
+    for row in rows:
+        if row["who"] == "fedsim_two_workers":
+            said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
+            console.print(f"{row['work']}: {said}", highlight=False, soft_wrap=True)
+    if _cores() < 2 * threads:
+        told = f"two workers of {threads} thread(s) share {_cores()} core(s): no measure of how work spreads"
+        console.print(told, highlight=False, soft_wrap=True)
+    console.print(
+        f"medians of {repeats} alternating rounds; {threads} thread(s) a worker, "
+        f"{_cores()} cores ({platform.machine()}), torch {torch.__version__}, Python {platform.python_version()}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,18 @@
+"""A peer that is the bare loop."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from launch.benchmarks.local_work import Arena
+from launch.benchmarks.peers.serve import Told
+
+
+def serve(arena: Arena, told: Told) -> None:
+    train = arena.contestant("bare")
+    Path(os.environ["FAKE_PEER_NOTES"]).write_text(f"{os.getcwd()}\n{torch.get_num_threads()}\n")
+    for round in told:
+        told.answer(train(round))
+    with Path(os.environ["FAKE_PEER_NOTES"]).open("a") as notes:
+        notes.write("left\n")
