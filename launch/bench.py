@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
     parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
+    parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
     parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> int:
         return _population(arguments.population, arguments.repeats)
     if arguments.server is not None:
         return _server(arguments.server, arguments.repeats)
+    if arguments.scaling is not None:
+        return _scaling(arguments.scaling)
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
@@ -198,6 +201,20 @@ def _server(name: str, repeats: int) -> int:
         f"{spent.whole_matrices} matrices of {size.width} by {size.width} made (all modules: {whole / 1e6:.0f} MB); "
         f"product error {spent.product_error:.2e}"
     )
+    return 0
+
+
+def _scaling(workers: int) -> int:
+    from launch.benchmarks.scaling import COHORTS, scaling_rows
+
+    if workers < 2:
+        raise ConfigurationError(f"--scaling is {workers}, expected 2 or more workers, as one shares with nobody")
+    for row in scaling_rows(workers, COHORTS):
+        print(
+            f"{row.workers} workers, {row.cohort_size:>5} clients: longest worker over mean {row.even_imbalance:.3f}, "
+            f"of very unequal clients {row.skewed_imbalance:.3f}; {row.upload_bytes / 1e6:.2f} MB of uploads, "
+            f"{row.carried_bytes / 1e6:.2f} MB brought to each worker, gathered here in {row.seconds * 1e3:.0f} ms"
+        )
     return 0
 
 

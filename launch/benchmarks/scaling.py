@@ -10,7 +10,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +31,9 @@ from fedsim.transport import Workers
 
 CLIENTS, EXAMPLES, BATCH, ROUNDS = 10_000, 1_000_000, 16, 20
 """The population, its examples, of ten labels; the batch size that makes steps of them; how many rounds are drawn."""
+
+COHORTS = (64, 256, 1024)
+"""Clients a round."""
 
 ADAPTER, DENSITY = 12_938, 1 / 4
 """Values of P, and the density of an upload: those of handwritten digits."""
@@ -173,8 +176,3 @@ def _count_carried() -> list[int]:
 
     setattr(dist, name, counting)
     return carried
-
-
-def as_table(rows: Sequence[Scaling]) -> list[dict[str, Any]]:
-    """The rows as plain data, for the terminal and for JSON."""
-    return [asdict(row) for row in rows]
