@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from launch.benchmarks.works import Work
 
 MEASURED = ("client_steps_per_second", "ratio_to_bare", "ratio_to_sequential", "peak_memory_bytes")
-EQUAL_WORK = 1e-4
-"""The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,11 +77,11 @@ def _works(part: str | None) -> list[int]:
 
 def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str, Any]]:
     """Measures every contestant of the numbered works; a peer that is not installed has a row that says so."""
-    from launch.benchmarks.local_work import WHO
-    from launch.benchmarks.peers.environments import PEERS, not_installed
+    from launch.benchmarks.local_work import PEER_OF, WHO
+    from launch.benchmarks.peers.environments import not_installed
     from launch.benchmarks.works import WORKS
 
-    absent = {who: reason for who in PEERS if (reason := not_installed(who))}
+    absent = {who: reason for who, peer in PEER_OF.items() if (reason := not_installed(peer))}
     present = [who for who in WHO if who not in absent]
     # First, as a process's peak counts from that of the one that started it, which is small only now.
     peaks = {(number, who): _peak_memory(number, who, threads) for number in works for who in present}
@@ -106,14 +104,14 @@ def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str,
 
 def _seconds(work: "Work", present: Sequence[str], repeats: int) -> dict[str, list[float]]:
     """Times the contestants in turn, so that a slow moment of the machine hits all."""
-    from launch.benchmarks.local_work import Arena
+    from launch.benchmarks.local_work import Arena, most_apart
 
     with Arena(work) as arena:
         contestants = {who: arena.contestant(who) for who in present}
         expected = contestants["bare"](1)
         for who, train in contestants.items():  # the warm-up proves equal work
             difference = float((train(1) - expected).norm() / expected.norm())
-            if difference > EQUAL_WORK:
+            if difference > most_apart(who):
                 raise RuntimeError(f"{work.name}: {who} differs from the bare loop by {difference:.1e}")
         seconds: dict[str, list[float]] = {who: [] for who in contestants}
         for repeat in range(repeats):
@@ -136,8 +134,8 @@ def _peak_memory(work: int, who: str, threads: int) -> int:
 
 
 def _once(only: str) -> int:
-    from launch.benchmarks.local_work import WHO, Arena
-    from launch.benchmarks.peers.environments import PEERS, not_installed
+    from launch.benchmarks.local_work import PEER_OF, WHO, Arena
+    from launch.benchmarks.peers.environments import not_installed
     from launch.benchmarks.works import WORKS
 
     work, _, who = only.partition("/")
@@ -145,7 +143,7 @@ def _once(only: str) -> int:
         raise ConfigurationError(
             f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(WHO)}"
         )
-    if who in PEERS and (reason := not_installed(who)):
+    if who in PEER_OF and (reason := not_installed(PEER_OF[who])):
         raise ConfigurationError(f"--only is {only!r}, but {who} is {reason}")
     with Arena(WORKS[int(work)]) as arena:
         arena.contestant(who)(1)

@@ -33,6 +33,7 @@ class Centralised(Method):
             lr=1.0,
             momentum=0.0,
             weight_decay=0.0,
+            clip_norm=None,
             proximal_mu=0.0,
             local_epochs=1,
             max_steps=1,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedsim.schedule import Wave
 from fedsim.transport import Workers
 
 SECONDS = 60
@@ -42,10 +43,10 @@ class Threaded(Workers):
     def broadcast(self, payloads: Sequence[bytes] | None) -> list[bytes]:
         return list(self._meeting.exchange(self.rank, payloads)[0])
 
-    def gather(self, payloads: Mapping[int, bytes], owners: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    def gather(self, payloads: Mapping[int, bytes], wave: Wave) -> Iterator[tuple[int, bytes]]:
         found = self._meeting.exchange(self.rank, dict(payloads))
         if self.is_server:
-            yield from ((at, found[owner].get(at, b"")) for at, owner in enumerate(owners))
+            yield from ((at, found[wave.owner(at)].get(at, b"")) for at in wave.positions)
 
     def sum(self, tensor: Tensor) -> Tensor:
         first, second = self._meeting.exchange(self.rank, tensor.clone())

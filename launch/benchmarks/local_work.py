@@ -7,6 +7,7 @@ equal work is checked before anything is timed.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -93,9 +94,8 @@ class Arena:
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Computes the mean loss of a batch in plain PyTorch, as everybody but the engine does."""
-        images, interpolates = batch["pixel_values"], self.work.interpolates
-        logits = model(pixel_values=images, interpolate_pos_encoding=interpolates).logits
-        return functional.cross_entropy(logits, batch["labels"])
+        inputs = {name: column for name, column in batch.items() if name != "labels"}
+        return functional.cross_entropy(model(**inputs, **self.work.arguments).logits, batch["labels"])
 
     def loop(self, model: nn.Module, round: int, prepare: Callable[[nn.Module], nn.Module]) -> Tensor:
         """The bare training loop: plain PyTorch, an optimiser a client, nothing around it.
@@ -116,19 +116,21 @@ class Arena:
             total = total + (start - flat(trained))
         return total / self.work.clients
 
-    def engine(self, slots: int, workers: Workers = _ALONE) -> Round:
+    def engine(self, slots: int, workers: Workers = _ALONE, bf16: bool = False) -> Round:
         """The engine's whole round: sampling, encoding, decoding and the server's step included.
 
         Args:
             slots: clients in one forward; 1 trains one after another.
             workers: the processes that share the round; only the server worker's returns the update, others zeros.
+            bf16: whether matrix products are in bfloat16.
         """
         model = self.model()
         parameters = FlatParameters(model)
         task, data = Classification(), self._data
         train = Examples(data, data.train, _CPU, torch.float32)
         module = ClientModule(model, task)
-        parts = (module, parameters, train, SGD(LR, MOMENTUM), None, nullcontext)
+        autocast = partial(torch.autocast, _CPU.type, torch.bfloat16) if bf16 else nullcontext
+        parts = (module, parameters, train, SGD(LR, MOMENTUM), None, autocast)
         trainer = SequentialTrainer(*parts) if slots == 1 else PackedTrainer(*parts, slots)
         experiment = Experiment(
             method=LoRA(),
@@ -156,13 +158,13 @@ class Arena:
 
         return train_round
 
-    def peer(self, who: str) -> Round:
+    def peer(self, who: str, bf16: bool = False) -> Round:
         """Another simulator's whole round, in a process of its own, of as many threads as this one."""
-        return self._open.enter_context(peer(who, self.work, torch.get_num_threads()))
+        return self._open.enter_context(peer(who, replace(self.work, bf16=bf16), torch.get_num_threads()))
 
-    def two_workers(self) -> Round:
+    def two_workers(self, slots: int) -> Round:
         """The engine's whole round on two processes, each of as many threads as this one."""
-        return self._open.enter_context(two_workers(partial(_share, self.work), torch.get_num_threads()))
+        return self._open.enter_context(two_workers(partial(_share, self.work, slots), torch.get_num_threads()))
 
 
 def _bare(arena: Arena) -> Round:
@@ -182,9 +184,9 @@ def _deep_copy(arena: Arena) -> Round:
     return lambda round: arena.loop(model, round, copy.deepcopy)
 
 
-def _share(work: Work, workers: Workers) -> Round:
+def _share(work: Work, slots: int, workers: Workers) -> Round:
     """One worker's part of a round, built in its own process."""
-    return Arena(work).engine(1, workers)
+    return Arena(work).engine(slots, workers)
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -196,8 +198,18 @@ WHO: dict[str, Callable[[Arena], Round]] = {
     "bare": _bare,
     "deep_copy": _deep_copy,
     "pfl": lambda arena: arena.peer("pfl"),
+    "pfl_bf16": lambda arena: arena.peer("pfl", bf16=True),
     "flower": lambda arena: arena.peer("flower"),
     "fedsim_sequential": lambda arena: arena.engine(1),
-    "fedsim_two_workers": Arena.two_workers,
+    "fedsim_two_workers": lambda arena: arena.two_workers(1),
     "fedsim_packed": lambda arena: arena.engine(10),
+    "fedsim_packed_two_workers": lambda arena: arena.two_workers(5),
+    "fedsim_packed_bf16": lambda arena: arena.engine(10, bf16=True),
 }
+PEER_OF = {"pfl": "pfl", "pfl_bf16": "pfl", "flower": "flower"}
+"""Which simulator a contestant needs, where that is another one."""
+
+
+def most_apart(who: str) -> float:
+    """The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
+    return 1e-2 if who.endswith("_bf16") else 1e-4

@@ -1,19 +1,23 @@
 """The works that `fedsim bench` measures: a model, its data, and how much of it is a round."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
 from data_partitions.dataset import FederatedData
 from data_partitions.datasets.cifar10 import LABEL_NAMES, SIDE
 from data_partitions.datasets.digits import Digits
 from data_partitions.images.data import ImageData
+from data_partitions.texts.tokens import TextData
 from fedsim.backbone import load_backbone
 from launch.registry import BACKBONES
 from methods.lora import LoRA
+
+BERT_VOCABULARY = 30_522
 
 Round = Callable[[int], Tensor]
 """Trains the cohort of a round from the common start; returns the mean update, (P,)."""
@@ -28,20 +32,22 @@ class Work:
         data: makes the data set, images with labels; the same every time.
         model: makes the adapted backbone for it; the same weights every time.
         batch_size: examples a step.
-        interpolates: whether images have another size than the backbone's positions.
+        arguments: what the model is called with beside a batch.
         clients: trained a round.
         steps: local steps of each.
         population: how many clients there are to choose from, where there are examples enough for their steps.
+        bf16: whether matrix products are in bfloat16, under autocast; P and the optimiser stay float32.
     """
 
     name: str
     data: Callable[[], FederatedData]
     model: Callable[[FederatedData], nn.Module]
     batch_size: int
-    interpolates: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
     clients: int = 10
     steps: int = 5
     population: int = 100
+    bf16: bool = False
 
 
 def digits() -> FederatedData:
@@ -81,8 +87,35 @@ def deit_tiny(data: FederatedData) -> nn.Module:
     return LoRA(lora_rank=16, lora_targets="key,value").setup(backbone, seed=0)
 
 
+def random_texts() -> FederatedData:
+    """Draws texts of 64 tokens, none of which is padding."""
+    random = torch.Generator().manual_seed(0)
+
+    def split(examples: int) -> dict[str, Tensor]:
+        tokens = torch.randint(BERT_VOCABULARY, (examples, 64), dtype=torch.int32, generator=random)
+        return {"input_ids": tokens, "labels": torch.randint(2, (examples,), generator=random)}
+
+    return TextData(split(2000), split(10), ("no", "yes"), "text_classification", pad_token_id=0)
+
+
+def minilm(data: FederatedData) -> nn.Module:
+    """Makes a backbone of MiniLM's shape with random weights, and LoRA of rank 16 on query, key and value.
+
+    Source of the shape: the configuration of sentence-transformers/all-MiniLM-L6-v2; of the adapter: the preset
+    flasc_20newsgroups_small.
+    """
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        config = BertConfig(**sizes, vocab_size=BERT_VOCABULARY, num_labels=len(data.label_names))
+        backbone = BertForSequenceClassification(config)
+    backbone.requires_grad_(False).eval()
+    return LoRA(lora_rank=16).setup(backbone, seed=0)
+
+
+RESIZED = {"interpolate_pos_encoding": True}
 WORKS = (
-    Work("tiny ViT, batch 16", digits, tiny_vit, 16),
-    Work("tiny ViT, batch 4", digits, tiny_vit, 4),
-    Work("DeiT-Tiny 64 px, batch 16", random_photographs, deit_tiny, 16, interpolates=True),
+    *(Work(f"tiny ViT, batch {size}", digits, tiny_vit, size) for size in (16, 4, 1)),
+    *(Work(f"DeiT-Tiny 64 px, batch {size}", random_photographs, deit_tiny, size, RESIZED) for size in (16, 4)),
+    Work("MiniLM 64 tokens, batch 16", random_texts, minilm, 16),
 )

@@ -297,7 +297,7 @@ ROWS: list[Row] = [
     row("bench --memory_rounds 0", "rounds is 0", "1 or more"),
     row("bench --only bogus/x", "--only is 'bogus/x'", "expected 0/bare", "fedsim_packed"),
     row("bench --only 0", "--only is '0'", "expected 0/bare", "fedsim_packed"),
-    row("bench --only 99/bare", "--only is '99/bare'", "a work below 3"),
+    row("bench --only 99/bare", "--only is '99/bare'", "a work below 6"),
     row("bench --work bogus", "--work is 'bogus'", "DeiT-Tiny"),
     row("bench --only 0/bare/x", "--only is '0/bare/x'", "expected 0/bare"),
     row("bench --json nowhere/rows.json", "--json is nowhere/rows.json", "no folder nowhere"),

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from fedsim.errors import ConfigurationError
-from launch import bench
 from launch.__main__ import main
 from launch.benchmarks import works
 from launch.benchmarks.local_work import Arena
@@ -141,4 +140,4 @@ def test_peers_do_equal_work(who: str, request: pytest.FixtureRequest) -> None:
         for round in (1, 2, 1):
             expected = bare(round)
             assert expected.norm() > 0
-            assert (told(round) - expected).norm() <= bench.EQUAL_WORK * expected.norm()
+            assert (told(round) - expected).norm() <= 1e-4 * expected.norm()

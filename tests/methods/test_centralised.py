@@ -17,7 +17,7 @@ TWIN = ClientOptions("sgd", lr=1.0, momentum=0.0, max_steps=1, batch_size=4)
 
 
 def arranged(sizes: list[int]) -> Arrangement:
-    given = ClientOptions("adamw", 0.3, 0.5, 0.1, 0.7, 4, local_epochs=3, backbone_dropout=True, pack=2)
+    given = ClientOptions("adamw", 0.3, 0.5, 0.1, 0.2, 0.7, 4, local_epochs=3, backbone_dropout=True, pack=2)
     return Centralised().arrange(Arrangement(tiny.partition(sizes), given, RunOptions(rounds=7, cohort_size=3, seed=5)))
 
 
@@ -27,7 +27,7 @@ def test_one_client_holds_all_rows_and_takes_one_step_of_rate_one() -> None:
     assert made.population.examples(0) == 8
     assert made.population.of(0).tolist() == list(range(8))
     assert made.run == RunOptions(rounds=7, cohort_size=1, seed=5)
-    assert made.client == ClientOptions("sgd", 1.0, 0.0, 0.0, 0.0, 4, 1, 1, backbone_dropout=True, pack=2)
+    assert made.client == ClientOptions("sgd", 1.0, 0.0, 0.0, None, 0.0, 4, 1, 1, backbone_dropout=True, pack=2)
 
 
 def test_rows_are_pooled_in_rising_order_whoever_held_them() -> None:

@@ -81,7 +81,7 @@ def serve(arena: Arena, told: Told) -> None:
     """Does the rounds that it is told."""
     work, learner, cohort = arena.work, Learner(arena), Cohort(arena)
     central = torch.optim.SGD(_trained(learner.parameters()), lr=1.0)
-    model = PyTorchModel(learner, _optimizer, central)
+    model = PyTorchModel(learner, _optimizer, central, amp_dtype=torch.bfloat16 if work.bf16 else None)
     start = model.get_parameters()
     vector = flat(learner)
     users = FederatedDataset(cohort.data, cohort.sample)
