@@ -70,6 +70,18 @@ class FederatedData:
                 _check_length("user", self.user, examples)
                 _check_length("classes", self.classes, examples)
 
+    def spans(self, columns: dict[str, Tensor]) -> np.ndarray | None:
+        """Says which places of input_ids each row needs, for texts of which most are shorter than the longest.
+
+        Args:
+            columns: of a split, (N, ...) each.
+
+        Returns:
+            int64 (N, 2), the first place and the one behind the last: what lies outside in every row of a batch is left
+            out of it. None where a row needs all, as here.
+        """
+        return None
+
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Makes the random draws of augmentation, apart from their use so that every trainer can replay them.
 

@@ -28,6 +28,10 @@ class Briefing:
     plans: list[Plan | None]
     clients: list[ClientState]
 
+    def plan(self, position: int) -> Plan:
+        """Returns what is asked of a client that is not dropped."""
+        return self.plans[position] or Plan()
+
 
 def brief(method: Method, state: ServerState, round: int, cohort: Sequence[int], workers: Workers) -> Briefing:
     """Prepares a round on the server worker and tells everybody. Every worker must call it.

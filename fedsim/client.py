@@ -221,7 +221,8 @@ class SequentialTrainer:
         for step, size in enumerate(sizes):  # without the padding at the end of a row
             self._recorder.weight = size
             draws = {name: draw[step, :size] for name, draw in job.draws.items()}
-            batch = self._examples.batch(batches[step, :size], draws)
+            places = self._examples.places(job.batches[step, :size])
+            batch = self._examples.batch(batches[step, :size], draws, places)
             gradient.zero_()
             with self._autocast():
                 output = self._module.training_step(batch, step)

@@ -80,11 +80,18 @@ class FederatedData(Protocol):
     def task(self) -> str:
         """What is learned."""
 
+    def spans(self, columns: dict[str, Tensor]) -> np.ndarray | None:
+        """Returns where each row's tokens begin and end, int64 (N, 2); None where rows have no places to leave out."""
+
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Draws what augmentation needs for examples in that shape, each (*shape, ...); empty where there is none."""
 
     def transform(self, batch: Batch, draws: dict[str, Tensor] | None) -> Batch:
         """Turns stored columns (B, ...) into the model's; without draws, as evaluation sees them."""
+
+
+PLACED = ("input_ids", "attention_mask", "token_type_ids")
+"""Columns of one entry a token, (N, T): a batch of short texts does without what lies beyond the longest of them."""
 
 
 class Examples:
@@ -104,24 +111,39 @@ class Examples:
         self.columns = {
             name: column.to(device, dtype if column.is_floating_point() else None) for name, column in columns.items()
         }
+        self._spans = data.spans(columns)
         self.device = device
         self.dtype = dtype
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
-    def batch(self, rows: Tensor, draws: dict[str, Tensor] | None = None) -> Batch:
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """How many places each row has, (N,); None where all have as many."""
+        return None if self._spans is None else self._spans[:, 1] - self._spans[:, 0]
+
+    def places(self, rows: np.ndarray) -> slice:
+        """Returns the places that some rows (B,) need; known here, so that nothing waits for the device."""
+        if self._spans is None:
+            return slice(None)
+        spans = self._spans[rows]
+        return slice(int(spans[:, 0].min()), int(spans[:, 1].max()))
+
+    def batch(self, rows: Tensor, draws: dict[str, Tensor] | None = None, places: slice = slice(None)) -> Batch:
         """Gathers rows.
 
         Args:
             rows: (B,) int64 on the device, -1 for padding.
             draws: augmentation of these rows, (B, ...) each, or None.
+            places: of the rows' tokens; all where it is not said.
 
         Returns:
             The transformed columns (B, ...) and `weight` (B,), 1 for an example and 0 for padding.
         """
         present = rows >= 0
         chosen = rows.clamp(min=0)
-        batch = self._transform({name: column[chosen] for name, column in self.columns.items()}, draws)
+        stored = {name: column[:, places] if name in PLACED else column for name, column in self.columns.items()}
+        batch = self._transform({name: column[chosen] for name, column in stored.items()}, draws)
         batch = {name: c.to(self.dtype) if c.is_floating_point() else c for name, c in batch.items()}
         return {**batch, "weight": present.to(self.dtype)}

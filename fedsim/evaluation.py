@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +75,8 @@ class Evaluator:
         self._backbone.eval()
         for rows in batches:
             with self._autocast():
-                found = self.task.outputs(self._backbone, self._examples.batch(rows))
+                places = self._examples.places(rows.cpu().numpy())
+                found = self.task.outputs(self._backbone, self._examples.batch(rows, places=places))
             yield found
 
     def evaluate(self, vector: Tensor, workers: Workers, rows: Tensor | None = None) -> Evaluation:
@@ -90,10 +92,19 @@ class Evaluator:
         """
         if rows is None:
             rows = torch.arange(len(self._examples), device=self._examples.device)
-        cut = rows.split(self.batch_size)
+        order = self._order(rows)
+        cut = rows[order].split(self.batch_size)
         found = list(self.outputs(vector, cut[workers.rank :: workers.count]))
         outputs = gather_rows(found, [len(part) for part in cut], workers, self._examples.device)
+        outputs = {name: torch.empty_like(value).index_copy_(0, order, value) for name, value in outputs.items()}
         return Evaluation(self.task.metrics(outputs), outputs)
+
+    def _order(self, rows: Tensor) -> Tensor:
+        """The order to evaluate rows in: texts of like length together, as a batch is as long as its longest."""
+        lengths = self._examples.lengths
+        if lengths is None:
+            return torch.arange(len(rows), device=rows.device)
+        return torch.from_numpy(np.argsort(lengths[rows.cpu().numpy()], kind="stable")).to(rows.device)
 
 
 def gather_rows(

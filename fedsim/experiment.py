@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from fedsim.arrangement import Partition
 from fedsim.client import Trainer
 from fedsim.client_evaluation import ClientEvaluator
@@ -32,6 +34,7 @@ class Experiment:
         run: rounds, cohort, seed, and how often to evaluate and to keep.
         evaluation: what is evaluated beside the test split.
         client_evaluator: evaluates clients on their own examples; None where none are held out.
+        lengths: (N,), of the training set's texts, where batches are to be of like length; else None.
     """
 
     method: Method
@@ -48,3 +51,4 @@ class Experiment:
     run: RunOptions
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     client_evaluator: ClientEvaluator | None = None
+    lengths: np.ndarray | None = None

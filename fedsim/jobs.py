@@ -7,7 +7,7 @@ from torch import Tensor
 from fedsim.briefing import Briefing
 from fedsim.errors import TrainingError
 from fedsim.experiment import Experiment
-from fedsim.method import ClientJob, ClientState, Method, Plan, Shared
+from fedsim.method import ClientJob, Method, Plan, Shared
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator, torch_seed
 
@@ -29,41 +29,33 @@ def gradient_mask(method: Method, shared: Shared, plan: Plan, like: Tensor) -> T
 
 
 def round_job(
-    experiment: Experiment,
-    shared: Shared,
-    position: int,
-    client: int,
-    plan: Plan,
-    start: Tensor,
-    mask: Tensor | None,
-    held: ClientState,
+    experiment: Experiment, briefing: Briefing, position: int, client: int, start: Tensor, mask: Tensor | None
 ) -> ClientJob:
     """Lays out what one client does this round; the method may refine it.
 
     Args:
         experiment: the run.
-        shared: what everybody knows of the round.
+        briefing: of the round.
         position: of the client in the cohort.
         client: its number in the population.
-        plan: what the method asks of it.
         start: (P,), what it made of its download.
         mask: (P,), what moves under its plan, or None; see `gradient_mask`.
-        held: what it keeps at home.
 
     Returns:
         The job, which depends on the run's seed, the round and the client, and on no worker.
     """
-    seed, options, round = experiment.run.seed, experiment.client, shared.round
+    seed, options, round = experiment.run.seed, experiment.client, briefing.shared.round
     batches = local_batches(
         generator(seed, Purpose.BATCHES, round, client),
         experiment.population.of(client),
         options.batch_size,
         options.local_epochs,
         options.max_steps,
+        experiment.lengths,
     )
     draws = generator(seed, Purpose.AUGMENTATION, round, client)
     dropout = torch_seed(seed, Purpose.DROPOUT, round, client)
-    return _lay_out(experiment, shared, position, client, plan, start, mask, held, batches, draws, dropout)
+    return _lay_out(experiment, briefing, position, client, start, mask, batches, draws, dropout)
 
 
 def personal_job(
@@ -82,7 +74,7 @@ def personal_job(
     Returns:
         The job, by streams of its own: a client's training is the same whether it is evaluated or not.
     """
-    shared, held, plan = briefing.shared, briefing.clients[position], briefing.plans[position] or Plan()
+    shared = briefing.shared
     random = generator(experiment.run.seed, Purpose.PERSONAL, shared.round, client)
     batches = local_batches(
         random,
@@ -90,12 +82,13 @@ def personal_job(
         experiment.client.batch_size,
         experiment.evaluation.local_epochs,
         experiment.client.max_steps,
+        experiment.lengths,
     )
     dropout = int(random.integers(2**63))
-    start = experiment.method.personal(shared, vector, held)
-    if plan.lora_rank and mask is not None:
+    start = experiment.method.personal(shared, vector, briefing.clients[position])
+    if briefing.plan(position).lora_rank and mask is not None:
         start = start * mask
-    return _lay_out(experiment, shared, position, client, plan, start, mask, held, batches, random, dropout)
+    return _lay_out(experiment, briefing, position, client, start, mask, batches, random, dropout)
 
 
 def require_finite(vector: Tensor, what: str) -> None:
@@ -107,13 +100,11 @@ def require_finite(vector: Tensor, what: str) -> None:
 
 def _lay_out(
     experiment: Experiment,
-    shared: Shared,
+    briefing: Briefing,
     position: int,
     client: int,
-    plan: Plan,
     start: Tensor,
     mask: Tensor | None,
-    held: ClientState,
     batches: np.ndarray,
     augmentation: np.random.Generator,
     dropout_seed: int,
@@ -123,14 +114,14 @@ def _lay_out(
     job = ClientJob(
         client=client,
         position=position,
-        plan=plan,
-        shared=shared,
+        plan=briefing.plan(position),
+        shared=briefing.shared,
         start=start,
         reference=start,
         batches=batches,
         draws={name: draw.to(start.device) for name, draw in draws.items()},
         seed=dropout_seed,
-        state=held.tensors,
+        state=briefing.clients[position].tensors,
         gradient_mask=mask,
     )
     return experiment.method.begin(job)

@@ -46,6 +46,8 @@ class ClientOptions:
         batch_size: examples a local step, at least 1.
         local_epochs: passes over the client's examples a round, at least 1.
         max_steps: an upper bound on local steps a round; none without it.
+        group_by_length: whether a client's batches are of texts of like length. A batch is as long as its longest text,
+            so they are shorter, and no longer drawn uniformly. Packed clients gain nothing by it.
         backbone_dropout: whether the backbone's own dropout is on while clients train, beside LoRA's, which always is;
             off as in FLASC's published code. On, clients train one after another.
         pack: how many clients train in one forward; 1 trains them one after another, auto measures what is fastest
@@ -62,6 +64,7 @@ class ClientOptions:
     batch_size: int = 16
     local_epochs: int = 1
     max_steps: int | None = None
+    group_by_length: bool = False
     backbone_dropout: bool = False
     pack: int | Literal["auto"] = 1
     module: Callable[[Any], Any] | None = None

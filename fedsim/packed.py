@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fedsim.client import Autocast, ClientModule, Trained, set_client_mode, weighted_mean
+from fedsim.client import Autocast, ClientModule, SequentialTrainer, Trained, set_client_mode, weighted_mean
 from fedsim.data import Batch, Examples
 from fedsim.method import ClientJob, Penalty
 from fedsim.optimizers import LocalOptimizer, clip
@@ -39,6 +39,30 @@ def why_not_packed(module: nn.Module, layout: Layout) -> str | None:
     }
     others = [entry.name for entry in layout.entries if entry.name not in whole]
     return f"{others[0]} trains and belongs to no nn.Linear that trains whole" if others else None
+
+
+class StagedTrainer:
+    """Packs where it can: in a stage of a method whose P is the backbone, jobs run one after another.
+
+    Args:
+        module: the client's.
+        parameters: the flat P of its backbone, made of other segments from stage to stage.
+        packed: runs jobs where `why_not_packed` is None.
+        sequential: runs them elsewhere.
+    """
+
+    def __init__(
+        self, module: ClientModule, parameters: FlatParameters, packed: "PackedTrainer", sequential: SequentialTrainer
+    ) -> None:
+        self._module = module
+        self._parameters = parameters
+        self._packed = packed
+        self._sequential = sequential
+
+    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains the jobs as the stage allows."""
+        able = why_not_packed(self._module, self._parameters.layout) is None
+        return (self._packed if able else self._sequential).train(jobs)
 
 
 class PackedTrainer:

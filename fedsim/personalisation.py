@@ -67,11 +67,12 @@ def _train_on(
     experiment: Experiment, briefing: Briefing, clients: Sequence[int], positions: Sequence[int], vector: Tensor
 ) -> Iterator[Trained]:
     """Trains clients on from the main view; a few are held at a time."""
-    shared, plans = briefing.shared, [plan or Plan() for plan in briefing.plans]
-    masks = {plan: gradient_mask(experiment.method, shared, plan, vector) for plan in dict.fromkeys(plans)}
+    shared = briefing.shared
+    plans = {briefing.plan(at) for at in positions}
+    masks = {plan: gradient_mask(experiment.method, shared, plan, vector) for plan in plans}
     for first in range(0, len(positions), FEW):
         jobs = [
-            personal_job(experiment, briefing, at, clients[at], vector, masks[plans[at]])
+            personal_job(experiment, briefing, at, clients[at], vector, masks[briefing.plan(at)])
             for at in positions[first : first + FEW]
         ]
         # All of the few first, as an evaluation between two of them would load into what the trainer is using.

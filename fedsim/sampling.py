@@ -24,7 +24,12 @@ def local_steps(examples: int, batch_size: int, epochs: int, max_steps: int | No
 
 
 def local_batches(
-    generator: np.random.Generator, examples: np.ndarray, batch_size: int, epochs: int, max_steps: int | None
+    generator: np.random.Generator,
+    examples: np.ndarray,
+    batch_size: int,
+    epochs: int,
+    max_steps: int | None,
+    lengths: np.ndarray | None = None,
 ) -> np.ndarray:
     """Lays out a client's local steps: every epoch a new order, the last batch of an epoch padded.
 
@@ -34,6 +39,8 @@ def local_batches(
         batch_size: rows a step, at least 1.
         epochs: passes over the client's examples, at least 1.
         max_steps: stop after so many steps, None for no bound.
+        lengths: (N,), of every row of the training set: batches are of rows of like length, in an order of their own,
+            in which the padded one may be any. None draws without regard to length.
 
     Returns:
         (steps, batch_size) int64, -1 for padding, which stands at the end of a row; (0, batch_size) for no examples.
@@ -42,7 +49,12 @@ def local_batches(
     steps = local_steps(len(examples), batch_size, epochs, max_steps)
     batches = np.full((steps, batch_size), -1, dtype=np.int64)
     for first in range(0, steps, max(1, steps_per_epoch)):
-        rows = batches[first : first + steps_per_epoch].reshape(-1)
-        order = generator.permutation(examples)[: rows.size]
-        rows[: order.size] = order
+        order = generator.permutation(examples)
+        if lengths is not None:
+            order = order[np.argsort(lengths[order], kind="stable")]
+        epoch = np.full((steps_per_epoch, batch_size), -1, dtype=np.int64)
+        epoch.reshape(-1)[: order.size] = order
+        if lengths is not None:
+            epoch = generator.permutation(epoch)
+        batches[first : first + steps_per_epoch] = epoch[: steps - first]
     return batches

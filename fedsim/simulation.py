@@ -17,7 +17,7 @@ from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
 from fedsim.jobs import gradient_mask, require_finite, round_job
 from fedsim.ledger import Entry, Travelled
-from fedsim.method import Arrived, ClientJob, ClientState, Download, Plan, ServerState, Shared
+from fedsim.method import Aggregate, Arrived, ClientJob, ClientState, Download, Plan, ServerState, Shared
 from fedsim.personalisation import evaluate_clients
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_steps, sample_cohort
@@ -116,9 +116,8 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
         for at, payload in workers.gather(messages, wave):
             if payload:
                 arrived = _arrived(experiment, exchange, shared, cohort[at], active[at], payload, state.vector)
-                started = time.perf_counter()
-                aggregate.add(arrived)
-                seconds += time.perf_counter() - started
+                seconds += _add(aggregate, arrived)
+                del arrived
             told, tensors = at_home.get(at, ({}, {}))
             if at in active:
                 state.clients[cohort[at]] = ClientState(round, tensors)
@@ -126,6 +125,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 download, trained_on = (paid[active[at]], examples[at]) if at in active else (Travelled(), 0)
                 entry = Entry.of(round, cohort[at], wave.owner(at), trained_on, Travelled.of(payload), download)
                 files.trained(entry, told.get("logged", {}))
+        messages, payload = {}, b""  # may be whole backbones, and the next wave needs the room
 
     started = time.perf_counter()
     update = aggregate.finish()
@@ -230,11 +230,9 @@ def _jobs(
     method, shared = experiment.method, briefing.shared
     jobs = []
     for at in positions:
-        plan, held = briefing.plans[at], briefing.clients[at]
-        assert plan is not None
-        found = received[plan]
+        found, held = received[briefing.plan(at)], briefing.clients[at]
         start = method.start(shared, found.download, held) if held.tensors else found.start
-        jobs.append(round_job(experiment, shared, at, cohort[at], plan, start, found.mask, held))
+        jobs.append(round_job(experiment, briefing, at, cohort[at], start, found.mask))
     return jobs
 
 
@@ -265,6 +263,13 @@ def _arrived(
     update, beside, examples = exchange.read_upload(payload, support, like)
     weight = examples if experiment.server.weighting == "examples" else 1
     return Arrived(client, plan, update, beside, examples, weight)
+
+
+def _add(aggregate: Aggregate, arrived: Arrived) -> float:
+    """Adds an upload to what there is, and returns the seconds that this took."""
+    started = time.perf_counter()
+    aggregate.add(arrived)
+    return time.perf_counter() - started
 
 
 def _by_class(experiment: Experiment, evaluation: Evaluation) -> dict[str, float]:

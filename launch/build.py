@@ -75,15 +75,10 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
         ConfigurationError: data, partition, backbone and settings do not fit.
         DataError: the data are missing or malformed.
     """
-    seed = settings.run.seed
     data = settings.data.load()
     partition = make_partition(settings, data)
-    seen = settings.partition.alter(data.train, partition, generator(seed, Purpose.ALTERATION))
-    backbone = frozen_backbone(settings, data)
-    check_tokens(data, backbone)
-    model = settings.method.setup(backbone, torch_seed(seed, Purpose.ADAPTER)).to(fabric.device)
-    parameters = FlatParameters(model)
-    settings.method.check(parameters.layout)
+    seen = settings.partition.alter(data.train, partition, generator(settings.run.seed, Purpose.ALTERATION))
+    model, parameters, vocabulary = _adapted(settings, data, fabric.device)
     task = task_of(data)
     train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
     try_one_example(settings, model, task, train, test, fabric)
@@ -102,13 +97,12 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
         autocast=fabric.autocast,
     )
     workloads = partial(busiest_workloads, arranged.population, arranged.client, arranged.run, workers.count)
-    trainer, pack, note = make_trainer(parts, workloads, workers)
-
-    def evaluator(examples: Examples) -> Evaluator:
-        return Evaluator(
-            model, parameters, task, examples, _evaluation_batch(task, examples, backbone), fabric.autocast
-        )
-
+    stages = [settings.method.segments(round) for round in (1, arranged.run.rounds)]
+    trainer, pack, note = make_trainer(parts, stages, workloads, workers)
+    of_train, of_test = (
+        Evaluator(model, parameters, task, examples, _evaluation_batch(task, examples, vocabulary), fabric.autocast)
+        for examples in (train, test)
+    )
     experiment = Experiment(
         method=settings.method,
         data=data,
@@ -117,16 +111,39 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
         parameters=parameters,
         backbone=FrozenBackbone(model),
         trainer=trainer,
-        evaluator=evaluator(test),
-        client_evaluator=_client_evaluator(settings, held_out, evaluator(train), fabric.device),
+        evaluator=of_test,
+        client_evaluator=_client_evaluator(settings, held_out, of_train, fabric.device),
         client=arranged.client,
         server=settings.server,
         communication=settings.communication,
         evaluation=settings.evaluation,
         run=arranged.run,
+        lengths=_lengths(settings.client, train),
     )
     notes = (*data.notes, *arranged.notes, *([note] if note else []), *_personal_note(settings))
     return Built(experiment, model, partition, held_out, task, pack, notes)
+
+
+def _adapted(settings: Settings, data: FederatedData, device: torch.device) -> tuple[nn.Module, FlatParameters, int]:
+    """Loads the backbone and adapts it: the model, its P, and how many tokens it knows."""
+    backbone = frozen_backbone(settings, data)
+    check_tokens(data, backbone)
+    vocabulary = backbone.get_input_embeddings().num_embeddings if "input_ids" in data.train else 1
+    model = settings.method.setup(backbone, torch_seed(settings.run.seed, Purpose.ADAPTER)).to(device)
+    parameters = FlatParameters(model)
+    settings.method.check(parameters.layout)
+    return model, parameters, vocabulary
+
+
+def _lengths(options: ClientOptions, train: Examples) -> np.ndarray | None:
+    """The lengths by which batches are made, where that was asked for."""
+    if not options.group_by_length:
+        return None
+    if train.lengths is None:
+        raise ConfigurationError(
+            "client.group_by_length is true, but these data have no texts of different length; leave it out"
+        )
+    return train.lengths
 
 
 def _personal_note(settings: Settings) -> tuple[str, ...]:
@@ -169,10 +186,9 @@ def _client_evaluator(
     return ClientEvaluator(evaluator, {client: held_out.of(client) for client in chosen}, device)
 
 
-def _evaluation_batch(task: Task, test: Examples, backbone: PreTrainedModel) -> int:
+def _evaluation_batch(task: Task, examples: Examples, vocabulary: int) -> int:
     """How many examples are evaluated in one forward."""
-    vocabulary = 1 if "input_ids" not in test.columns else backbone.get_input_embeddings().num_embeddings
-    return max(1, min(EVALUATION_BATCH, EVALUATION_LOGITS // (task.places(test.columns) * vocabulary)))
+    return max(1, min(EVALUATION_BATCH, EVALUATION_LOGITS // (task.places(examples.columns) * vocabulary)))
 
 
 def make_partition(settings: Settings, data: FederatedData) -> Partition:

@@ -1,7 +1,7 @@
 """The trainer of a run: one client after another, or packed, in as many slots as asked for or as serve best here."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from fedsim.method import ClientJob, Penalty, Plan, Shared
 from fedsim.optimizers import LocalOptimizer
 from fedsim.options import ClientOptions
 from fedsim.pack_choice import Rows, StepSeconds, choose_slots, least_seconds, slot_counts
-from fedsim.packed import PackedTrainer, why_not_packed
+from fedsim.packed import PackedTrainer, StagedTrainer, why_not_packed
 from fedsim.parameters import FlatParameters
 from fedsim.reporting import peak_memory_bytes
 from fedsim.transport import Workers
@@ -78,11 +78,14 @@ class Parts:
         return reason
 
 
-def make_trainer(parts: Parts, workloads: Callable[[], Sequence[Rows]], workers: Workers) -> tuple[Trainer, int, str]:
+def make_trainer(
+    parts: Parts, stages: Sequence[Collection[str] | None], workloads: Callable[[], Sequence[Rows]], workers: Workers
+) -> tuple[Trainer, int, str]:
     """Makes the trainer that the options ask for.
 
     Args:
         parts: what it is made of.
+        stages: the segments of P in the first and in the last round, for `FlatParameters.activate`.
         workloads: counts the steps of the busiest worker, round by round; asked for where the slots are to be chosen.
         workers: the processes of the run; the server worker measures for all, so that all have as many slots.
 
@@ -92,11 +95,26 @@ def make_trainer(parts: Parts, workloads: Callable[[], Sequence[Rows]], workers:
     asked = parts.options.pack
     if asked == 1:
         return parts.sequential(), 1, ""
-    reason = parts.why_not_packed()
-    if reason is not None:
-        return parts.sequential(), 1, f"client.pack {asked} falls back to one client after another: {reason}"
-    if asked != "auto":
-        return parts.packed(asked), asked, ""
+    reasons = []
+    for segments in stages:  # the last one stays, as that is where most rounds are
+        parts.parameters.activate(segments)
+        reasons.append(parts.why_not_packed())
+    at_first, at_last = reasons
+    if at_last is not None:
+        return parts.sequential(), 1, f"client.pack {asked} falls back to one client after another: {at_last}"
+    slots, note = (asked, "") if asked != "auto" else _choose_slots(parts, workloads, workers)
+    if slots == 1:
+        return parts.sequential(), slots, note
+    if at_first is None:
+        return parts.packed(slots), slots, note
+    assert isinstance(parts.module, ClientModule)
+    trainer = StagedTrainer(parts.module, parts.parameters, parts.packed(slots), parts.sequential())
+    later = f"client.pack {slots} is for a later stage: in the first one {at_first}"
+    return trainer, slots, f"{note}; {later}" if note else later
+
+
+def _choose_slots(parts: Parts, workloads: Callable[[], Sequence[Rows]], workers: Workers) -> tuple[int, str]:
+    """Measures on the server worker, and tells all what serves best; with a line for the user there."""
     slots, note = 1, ""
     if workers.is_server:
         found = workloads()
@@ -104,8 +122,7 @@ def make_trainer(parts: Parts, workloads: Callable[[], Sequence[Rows]], workers:
         seconds = measure(parts, most)
         slots = choose_slots(seconds, found, most)
         note = f"client.pack auto: {slots} ({_rates(seconds, parts.options.batch_size)})"
-    slots = workers.tell({"slots": slots}, {})[0]["slots"]
-    return parts.sequential() if slots == 1 else parts.packed(slots), slots, note
+    return workers.tell({"slots": slots}, {})[0]["slots"], note
 
 
 def measure(parts: Parts, most: int) -> StepSeconds:

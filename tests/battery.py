@@ -20,7 +20,8 @@ from tests import tiny
 
 COMMON = (
     *("--data", "tests.battery.FewDigits", "--partition.clients", "8", "--rounds", "6", "--cohort_size", "5"),
-    *("--client.local_epochs", "2", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2"),
+    *("--client.batch_size", "8", "--client.local_epochs", "2"),
+    *("--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2"),
 )
 """Five of eight clients a round: most come again, in the next round or after one that they missed. Each takes two steps
 or more, as A has no gradient in the first one."""
@@ -55,7 +56,7 @@ BATTERY: dict[str, tuple[str, ...]] = {
 }
 """Options by method, beside its name: every method there is has an entry."""
 
-NOT_PACKED = {"FedSparsifyGlobal", "FullFineTuning", "SLoRA", "SPDST"}
+NOT_PACKED = {"FedSparsifyGlobal", "FullFineTuning", "SPDST"}
 """Methods that train more than linear layers, whose clients therefore train one after another."""
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -83,12 +84,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 class FewDigits(DataSet):
-    """Handwritten digits, of which the clients have 128, so that a client's round is a step or two."""
+    """Handwritten digits: 64 for the clients, so that a round of theirs is a few steps, and 120 for the test."""
 
     def load(self) -> FederatedData:
-        """Leaves most of the training examples out."""
+        """Leaves most of the examples out."""
         digits = Digits().load()
-        return replace(digits, train={name: column[:128] for name, column in digits.train.items()})
+        train, test = (
+            {name: column[:count] for name, column in split.items()}
+            for split, count in ((digits.train, 64), (digits.test, 120))
+        )
+        return replace(digits, train=train, test=test)
 
 
 class Photographs(DataSet):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_partitions.dataset import FederatedData
+from data_partitions.dataset import WITHOUT_NUMBERED_LABELS, FederatedData
 from data_partitions.errors import DataError
 from data_partitions.reading.cache import cached_array
 from data_partitions.reading.columns import is_local
@@ -249,6 +249,14 @@ class TextData(FederatedData):
             if len(empty):
                 row = empty[0].item()
                 raise DataError(f"{split} text at row {row} has no tokens, expected at least one: drop the row")
+
+    def spans(self, columns: dict[str, Tensor]) -> np.ndarray:
+        """From the first token to the last; to the end where that is an answer's. See `FederatedData.spans`."""
+        present = columns["input_ids"].numpy() != NO_TOKEN
+        width = present.shape[1]
+        answered = "labels" in columns and columns["labels"].ndim == 2 and self.task in WITHOUT_NUMBERED_LABELS
+        ends = np.full(len(present), width) if answered else width - present[:, ::-1].argmax(1)
+        return np.stack([present.argmax(1), ends], axis=1)
 
     def transform(self, batch: dict[str, Tensor], draws: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Fills gaps with padding and masks them; see `FederatedData.transform`."""

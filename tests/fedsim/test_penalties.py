@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.briefing import Briefing
 from fedsim.errors import ConfigurationError
 from fedsim.jobs import round_job
 from fedsim.method import ClientState, Penalty, Plan
@@ -87,7 +88,8 @@ def test_a_run_has_the_penalty_that_was_asked_for() -> None:
         experiment = build(read_settings([*options, "--precision", "64-true"]), fabric, workers).experiment
         state = initial_state(experiment)
         client = next(c for c in range(experiment.partition.clients) if experiment.partition.examples(c) > 16)
-        job = round_job(experiment, tiny.shared_of(state), 0, client, Plan(), state.initial, None, ClientState())
+        briefing = Briefing(tiny.shared_of(state), [Plan()], [ClientState()])
+        job = round_job(experiment, briefing, 0, client, state.initial, None)
         (trained,) = experiment.trainer.train([job])
         distances[mu, pack] = float((trained.vector - job.start).norm())
     assert distances["5", "1"] < 0.8 * distances["0", "1"]

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,6 +82,40 @@ def test_every_epoch_visits_every_example_once(
         cut = whole[:steps] if epochs == 1 else whole[: min(steps, per_epoch)]
         assert np.array_equal(batches[: len(cut)], cut)
         assert set(batches.reshape(-1).tolist()) <= {*examples, -1}
+
+
+@settings(deadline=None)
+@given(
+    seed=SEEDS,
+    lengths=st.lists(st.integers(1, 9), max_size=40),
+    batch_size=st.integers(1, 12),
+    epochs=st.integers(1, 3),
+    max_steps=st.none() | st.integers(1, 20),
+)
+def test_batches_of_like_length_visit_every_example_once(
+    seed: int, lengths: list[int], batch_size: int, epochs: int, max_steps: int | None
+) -> None:
+    """An epoch's batches are neighbours in the order of lengths, and come in any order themselves."""
+    rows, known = np.arange(len(lengths)), np.array(lengths, dtype=np.int64)
+    whole = local_batches(generator(seed, Purpose.BATCHES), rows, batch_size, epochs, None, known)
+    per_epoch = -(-len(lengths) // batch_size)
+    for epoch in range(epochs):
+        steps = whole[epoch * per_epoch : (epoch + 1) * per_epoch]
+        taken = [step[step >= 0] for step in steps]
+        assert sorted(np.concatenate(taken or [rows]).tolist()) == rows.tolist()
+        ranges = sorted((known[step].min(), known[step].max()) for step in taken)
+        assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+        assert (np.diff((steps >= 0).astype(int), axis=1) <= 0).all()
+    batches = local_batches(generator(seed, Purpose.BATCHES), rows, batch_size, epochs, max_steps, known)
+    assert len(batches) == min(max_steps or len(whole), len(whole))
+    assert np.array_equal(batches, whole[: len(batches)])
+
+
+def test_batches_of_like_length_come_in_an_order_of_their_own() -> None:
+    """Or every client would end each epoch on its longest texts."""
+    lengths = np.arange(40)
+    firsts = {local_batches(generator(s, Purpose.BATCHES), lengths, 4, 1, 1, lengths).min() for s in range(20)}
+    assert len(firsts) > 4
 
 
 def test_a_client_without_examples_has_no_steps() -> None:

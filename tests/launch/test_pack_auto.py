@@ -71,3 +71,14 @@ def test_what_cannot_be_packed_is_not_measured(
     assert main(["run", *options, "--run_dir", str(tmp_path / "run")]) == 0
     assert "client.pack auto falls back to one client after another" in capsys.readouterr().out
     assert (measured, pack_of(tmp_path / "run")) == ([], 1)
+
+
+def test_a_method_of_stages_packs_where_it_can(
+    tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*COMMON, "--method", "SLoRA", "--method.stage_one_rounds", "1", "--client.pack", "auto", "--rounds", "2"]
+    assert main(["run", *options, "--run_dir", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "client.pack 3 is for a later stage: in the first one " in said
+    assert "trains and belongs to no nn.Linear" in said
+    assert (measured, pack_of(tmp_path / "run")) == ([5], 3)
