@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from fedsim.errors import ConfigurationError
 from fedsim.method import Method
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ class LinearProbe(Method):
     """Trains and sends the head alone; the backbone keeps every bit.
 
     The adapters that it carries are zero for ever (B stays 0), so that the result is a PEFT folder like any other's.
+    A language model has no head of its own to train: its output weights belong to the backbone.
 
     Source: a frame of reference, no paper's method.
     """
@@ -29,4 +31,12 @@ class LinearProbe(Method):
         """Leaves the head alone to train."""
         from fedsim.adapters import add_zero_adapter
 
-        return add_zero_adapter(backbone, seed)
+        model = add_zero_adapter(backbone, seed)
+        # Not in `check`, as there is no layout where nothing trains.
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigurationError(
+                f"LinearProbe trains the head alone, and {type(backbone).__name__} has none that trains; expected a "
+                "model for classification: give data that are classified (--data, or their --data.task), or another "
+                "method (--method LoRA)"
+            )
+        return model

@@ -13,24 +13,43 @@ from launch.configuration import read_settings
 from launch.environment import start_workers
 from tests.oracle.algorithms_5_and_6 import Federation, federated_select, fixed_density, iterative_pruning
 
-ROUNDS, COHORT, SEED = 4, 4, 3
-METHODS = {
-    "AdapterLTH": (
-        ("--method.prune_fraction", "0.4", "--method.prune_every_rounds", "1"),
-        lambda federation: iterative_pruning(federation, 0.4, 1),
+ROUNDS, COHORT, SEED = 5, 4, 3
+FRACTION = ("--method.prune_fraction", "0.4", "--method.prune_every_rounds")
+ON_LORA = ("--method.lora_rank", "2")
+QUARTER = ("--method.density", "0.25")
+FROM_P = ("--method.go_on_from", "initial")
+CASES = {
+    "AdapterLTH": ((*ON_LORA, *FRACTION, "1"), lambda federation: iterative_pruning(federation, 0.4, 1)),
+    "AdapterLTH, q=2": ((*ON_LORA, *FRACTION, "2"), lambda federation: iterative_pruning(federation, 0.4, 2)),
+    "FedSparsifyGlobal": ((*FRACTION, "1"), lambda federation: iterative_pruning(federation, 0.4, 1)),
+    "FedSparsifyGlobal, q=2": ((*FRACTION, "2"), lambda federation: iterative_pruning(federation, 0.4, 2)),
+    "SparseAdapter": ((*ON_LORA, *QUARTER), lambda federation: fixed_density(federation, 0.25, 1, "tuned")),
+    "SparseAdapter, from P": (
+        (*ON_LORA, *QUARTER, *FROM_P),
+        lambda federation: fixed_density(federation, 0.25, 1, "initial"),
     ),
-    "SparseAdapter": (("--method.density", "0.25"), lambda federation: fixed_density(federation, 0.25, 1)),
-    "FederatedSelect": (("--method.density", "0.25"), lambda federation: federated_select(federation, 0.25, 1)),
+    "SPDST": (QUARTER, lambda federation: fixed_density(federation, 0.25, 1, "tuned")),
+    "SPDST, from P": ((*QUARTER, *FROM_P), lambda federation: fixed_density(federation, 0.25, 1, "initial")),
+    "FederatedSelect": ((*ON_LORA, *QUARTER), lambda federation: federated_select(federation, 0.25, 1)),
+    "FederatedSelect, backbone": (
+        (*QUARTER, "--method.parameters", "backbone"),
+        lambda federation: federated_select(federation, 0.25, 0),
+    ),
 }
+"""By method and what is set: its options, and the listing that it is."""
+
+IN_FLOAT32 = ("AdapterLTH", "FedSparsifyGlobal", "SparseAdapter", "FederatedSelect")
+DOUBLE, SINGLE = ("64-true", "float64"), ("32-true", "float32")
 
 
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scope", ["segment", "global"])
-@pytest.mark.parametrize(("precision", "dtype"), [("64-true", "float64"), ("32-true", "float32")])
-def test_four_rounds_equal_the_listing(method: str, scope: str, precision: str, dtype: str) -> None:
-    options, listing = METHODS[method]
+@pytest.mark.parametrize(
+    ("case", "precision", "dtype"), [(case, *DOUBLE) for case in CASES] + [(case, *SINGLE) for case in IN_FLOAT32]
+)
+def test_five_rounds_equal_the_listing(case: str, scope: str, precision: str, dtype: str) -> None:
+    options, listing = CASES[case]
     given = ["--rounds", str(ROUNDS), "--cohort_size", str(COHORT), "--precision", precision, "--seed", str(SEED)]
-    given += ["--method", method, *options, "--method.mask_scope", scope, "--method.lora_rank", "2"]
+    given += ["--method", case.split(",")[0], *options, "--method.mask_scope", scope]
     settings = read_settings([*given, "--communication.value_dtype", dtype])
     fabric, workers = start_workers("cpu", precision, 1)
     experiment = build(settings, fabric, workers).experiment

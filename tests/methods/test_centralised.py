@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from data_partitions.partition import Partition
 from fedsim.arrangement import Arrangement, Pooled
@@ -8,8 +9,11 @@ from fedsim.method import Method
 from fedsim.options import ClientOptions, RunOptions, ServerOptions
 from fedsim.sampling import local_batches
 from fedsim.seeding import Purpose, generator
+from launch.configuration import read_settings
+from methods.adapter_lth import AdapterLTH
 from methods.centralised import Centralised
 from methods.lora import LoRA
+from methods.sparse_adapter import SparseAdapter
 from tests import tiny
 from tests.rounds import rounds
 
@@ -36,9 +40,30 @@ def test_rows_are_pooled_in_rising_order_whoever_held_them() -> None:
     assert pooled.of(0).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("method", [Centralised(lora_rank=2), LoRA(lora_rank=2)])
-def test_five_rounds_are_five_steps_of_a_plain_adam(method: Method) -> None:
-    """By its own arrangement, and LoRA by configuration alone: torch's Adam on named tensors, batch by batch.
+def test_the_documented_configuration_is_the_twin() -> None:
+    """One client that holds all rows, and takes one step of rate 1 a round."""
+    given = "--partition IID --partition.clients 1 --cohort_size 1 --client.optimizer sgd --client.lr 1"
+    given += " --client.momentum 0 --client.weight_decay 0 --client.max_steps 1"
+    assert given in " ".join((Centralised.__doc__ or "").split())
+    settings = read_settings([*given.split(), "--client.batch_size", "4"])
+    assert (settings.client, settings.run.cohort_size) == (TWIN, 1)
+    dealt = settings.partition.split(np.arange(9) % 3, None, np.random.default_rng(0))
+    assert (dealt.clients, dealt.of(0).tolist()) == (1, list(range(9)))
+
+
+@pytest.mark.parametrize(
+    ("method", "densities", "fresh_adam"),
+    [
+        (Centralised(lora_rank=2), {}, False),
+        (LoRA(lora_rank=2), {}, False),
+        (AdapterLTH(prune_fraction=0.5, lora_rank=2), {2: 1 / 2, 3: 1 / 4, 4: 1 / 8, 5: 1 / 16}, False),
+        (SparseAdapter(density=0.25, lora_rank=2), {2: 1 / 4}, True),
+    ],
+)
+def test_five_rounds_are_five_steps_of_a_plain_adam(
+    method: Method, densities: dict[int, float], fresh_adam: bool
+) -> None:
+    """By its own arrangement, and the others by configuration alone.
 
     The start less the start less the gradient is the gradient but for rounding, which Adam's division shows most where
     a gradient is tiny.
@@ -51,13 +76,40 @@ def test_five_rounds_are_five_steps_of_a_plain_adam(method: Method) -> None:
     fields = {"population": arranged.population, "client": arranged.client, "run": arranged.run}
     one_step = tiny.SGD(arranged.client.lr, arranged.client.momentum)
     *_, last = rounds(method, 5, [40], optimizer=one_step, server=ServerOptions(lr=0.01), **fields)
+    found, expected = last.state.vector.detach(), plain_adam(densities, fresh_adam)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert torch.equal(found == 0, expected == 0)
+    assert bool((expected == 0).any()) == bool(densities)
 
+
+def plain_adam(densities: dict[int, float], fresh_adam: bool) -> Tensor:
+    """Five steps of torch's Adam on named tensors, batch by batch, before some of which the smallest entries go.
+
+    Args:
+        densities: by step, what is left of all A, of all B and of the head.
+        fresh_adam: whether Adam begins anew when they are pruned; otherwise its moments lose the same entries.
+    """
     plain = tiny.build(LoRA(lora_rank=2), dtype=torch.float64)
-    named = [p for p in plain.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(named, 0.01)
-    for round in range(1, 6):
-        (rows,) = local_batches(generator(0, Purpose.BATCHES, round, 0), np.arange(40), 4, 1, 1)
+    named = {name: p for name, p in plain.model.named_parameters() if p.requires_grad}
+    masks = {name: torch.ones_like(p) for name, p in named.items()}
+    optimizer = torch.optim.Adam(named.values(), 0.01)
+    for step in range(1, 6):
+        if step in densities:
+            for segment in ("lora_A", "lora_B", "modules_to_save"):
+                sizes = {name: p.detach().abs() for name, p in named.items() if segment in name}
+                everything = torch.cat([size.flatten() for size in sizes.values()])
+                smallest = everything.topk(int(densities[step] * len(everything))).values[-1]
+                masks |= {name: (size >= smallest).double() for name, size in sizes.items()}
+            if fresh_adam:
+                optimizer = torch.optim.Adam(named.values(), 0.01)
+            for name, parameter in named.items():
+                for values in (parameter.data, *optimizer.state[parameter].values()):
+                    if values.ndim:  # all but Adam's count of steps
+                        values *= masks[name]
+        (rows,) = local_batches(generator(0, Purpose.BATCHES, step, 0), np.arange(40), 4, 1, 1)
         optimizer.zero_grad(set_to_none=False)
         plain.module.example_losses(plain.train.batch(torch.from_numpy(rows))).mean().backward()
+        for name, parameter in named.items():
+            parameter.grad *= masks[name]
         optimizer.step()
-    torch.testing.assert_close(last.state.vector.detach(), plain.vector, rtol=0, atol=1e-12)
+    return plain.vector

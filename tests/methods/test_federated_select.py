@@ -1,14 +1,21 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PeftModel
+from transformers import ViTForImageClassification
 
+from fedsim.adapters import export_adapter, export_backbone
+from fedsim.backbone import quiet
 from fedsim.codec import HEADER_BYTES
 from fedsim.errors import ConfigurationError
+from fedsim.options import ServerOptions
 from methods.federated_select import FederatedSelect
 from tests import pruned, tiny
+from tests.short_run import short_run
 
 P = [4.0, -3.0, 0.5, 2.0, -1.0, 6.0, 0.1, -5.0]
 
@@ -81,6 +88,49 @@ def test_dense_rounds_come_first_and_are_counted_by_steps(dense_rounds: int) -> 
 def test_the_backbone_needs_no_dense_round() -> None:
     state = tiny.server_state(P)
     assert len(FederatedSelect(density=0.5, parameters="backbone", dense_rounds=3).prepare(state, 1)["kept"]) == 4
+
+
+def test_the_backbone_trains_and_uploads_within_the_mask() -> None:
+    """A quarter of its weights and of the head's, from the first round on; a server of SGD moves these and no other."""
+    method = FederatedSelect(density=0.25, parameters="backbone")
+    after = [tiny.build(method).vector.clone()]
+    for run in pruned.rounds(method, 2, ServerOptions("sgd", lr=0.5)):
+        watched, state = run
+        after.append(state.vector.detach().clone())
+    sizes, masks = state.layout.segments(), watched.masks
+    kept = sum(int(0.25 * sizes[segment]) for segment in ("backbone", "head"))
+    assert set(sizes) == {"backbone", "head"}
+    for round in (1, 2):
+        assert int(masks[round].sum()) == kept
+        moved = after[round] != after[round - 1]
+        assert not moved[~masks[round]].any()
+        assert moved[masks[round]].double().mean() > 0.5
+    pruned.assert_clients_stay_within(watched)
+    for entry in watched.entries:
+        values = HEADER_BYTES + 4 * kept
+        indices = pruned.index_bytes(masks[entry.round]) - HEADER_BYTES
+        assert (entry.upload_values, entry.upload_bytes) == (kept, values)
+        assert (entry.download_values, entry.download_bytes) == (kept, values + indices)
+    assert watched.notes == []  # there is no adapter that could be dead
+    assert int(method.views(state)["masked"].count_nonzero()) <= kept < int(method.views(state)["full"].count_nonzero())
+
+
+def test_a_run_on_the_backbone_and_its_export(tmp_path: Path) -> None:
+    """Both views are evaluated; transformers and PEFT load the masked backbone, whose adapter is zero."""
+    ended = short_run(FederatedSelect(density=0.25, parameters="backbone"), tmp_path, rounds=2)
+    assert {"accuracy", "full/accuracy"} <= set(ended.metrics[-1])
+    assert not any(weight.any() for name, weight in ended.weights.items() if ".lora_B." in name)
+    with quiet():
+        export_backbone(ended.made.model, tmp_path / "backbone")
+        export_adapter(ended.made.model, tmp_path / "adapter", str(tmp_path / "backbone"))
+        base = ViTForImageClassification.from_pretrained(tmp_path / "backbone")
+        sparse = torch.cat([weight.detach().reshape(-1) for weight in base.parameters()])
+        loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    assert sparse.count_nonzero() <= int(0.25 * len(sparse))
+    pixels = ended.made.test.batch(torch.arange(6))["pixel_values"]
+    with torch.no_grad():
+        expected = ended.made.model.eval()(pixel_values=pixels).logits
+        torch.testing.assert_close(loaded(pixel_values=pixels).logits, expected, rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=20)

@@ -25,14 +25,14 @@ class Federation:
     scope: str
 
     def mask(self, vector: Tensor, density: float) -> Tensor:
-        """TopKMask(|P|, d): over all of P, or within all A, all B, and the head, each on its own."""
+        """TopKMask(|P|, d): over all of P, or within all A, all B, the head, and the backbone, each on its own."""
         if self.scope == "global":
             return topk_mask(vector, density)
         places: dict[str, list[Tensor]] = {}
         start = 0
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
-                segment = next((s for s in ("lora_A", "lora_B") if s in name), "head")
+                segment = next((s for s in ("lora_A", "lora_B", "modules_to_save") if s in name), "backbone")
                 places.setdefault(segment, []).append(torch.arange(start, start + parameter.numel()))
                 start += parameter.numel()
         mask = torch.zeros_like(vector)
@@ -65,7 +65,7 @@ class Federation:
 
 
 def iterative_pruning(federation: Federation, prune_fraction: float, prune_every: int) -> list[Tensor]:
-    """Algorithm 5: P after each round."""
+    """Algorithm 5: P after each round; on LoRA AdapterLTH, on the backbone FedSparsifyGlobal."""
     vector = nn.Parameter(flat(federation.model))
     optimizer = torch.optim.Adam([vector], federation.server_lr)  # line 7
     mask, density, after = torch.ones_like(vector), 1.0, []
@@ -80,14 +80,17 @@ def iterative_pruning(federation: Federation, prune_fraction: float, prune_every
     return after
 
 
-def fixed_density(federation: Federation, density: float, dense_rounds: int) -> list[Tensor]:
+def fixed_density(federation: Federation, density: float, dense_rounds: int, go_on_from: str) -> list[Tensor]:
     """Algorithm 6 with the score of lines 14 to 18, S = |P'| after dense rounds: SparseAdapter, SPDST."""
     vector = nn.Parameter(flat(federation.model))
+    initial = vector.detach().clone()
     optimizer = torch.optim.Adam([vector], federation.server_lr)
     mask, after = torch.ones_like(vector), []
     for round in range(1, len(federation.cohorts) + 1):
         if round == dense_rounds + 1:  # lines 18 to 21
             mask = federation.mask(vector.detach(), density)
+            if go_on_from == "initial":  # line 20 has P, not the P' of line 16
+                vector.data = initial
             remove(vector, optimizer, mask)
             optimizer = torch.optim.Adam([vector], federation.server_lr)
         vector.grad = federation.train_step(round, vector.detach(), mask)
