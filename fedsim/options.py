@@ -52,6 +52,8 @@ class ClientOptions:
             off as in FLASC's published code. On, clients train one after another.
         pack: how many clients train in one forward; 1 trains them one after another, auto measures what is fastest
             here when the run starts. It is part of the bits.
+        compile: whether packed steps are compiled, which takes a minute at the start, and a C++ compiler. It is part of
+            the bits.
         module: class path of your own LightningModule; its first parameter is the adapted backbone.
     """
 
@@ -67,6 +69,7 @@ class ClientOptions:
     group_by_length: bool = False
     backbone_dropout: bool = False
     pack: int | Literal["auto"] = 1
+    compile: bool = False
     module: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +82,12 @@ class ClientOptions:
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
         require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or null")
         require("client.pack", self.pack, self.pack == "auto" or self.pack >= 1, "1 or more, or auto")
+        require(
+            "client.compile",
+            self.compile,
+            not self.compile or self.pack != 1,
+            "false with client.pack 1, as only packed steps have one shape; give --client.pack auto, or leave it out",
+        )
 
 
 @dataclass

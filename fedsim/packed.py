@@ -5,7 +5,7 @@ with one weight per slot; everything frozen runs once over all rows. A slot whos
 once. There are always G slots, empty ones with weight zero, so that a client's bits do not depend on its neighbours.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -77,6 +77,8 @@ class PackedTrainer:
         autocast: makes the precision context of a step.
         slots: G, at least 1.
         clip_norm: the most that a step's gradient of a slot may be long, or None.
+        compile: whether the forward and the backward are compiled, by torch.compile: once, as every step has the same
+            shapes.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class PackedTrainer:
         autocast: Autocast,
         slots: int,
         clip_norm: float | None = None,
+        compile: bool = False,
     ) -> None:
         self._module = module
+        self._losses = torch.compile(module.example_losses, dynamic=False) if compile else module.example_losses
         self._examples = examples
         self._optimizer = optimizer
         self._penalty_gradient = None if penalty is None else torch.func.vmap(torch.func.grad(penalty))
@@ -108,7 +112,10 @@ class PackedTrainer:
         self._layout = layout
         self._vector = self._parameters.vector.repeat(self._count, 1)
         self._weights = {name: view.requires_grad_() for name, view in layout.views(self._vector).items()}
-        self._linears = list(_trainable_linears(self._module.backbone))
+        self._linears = {
+            name: _PackedLinear(self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"))
+            for name, _ in _trainable_linears(self._module.backbone)
+        }
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
         """Trains the jobs, longest first, and yields each when its slot is done with it."""
@@ -134,8 +141,8 @@ class PackedTrainer:
 
     def _step(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout], state: dict[str, Tensor]) -> None:
         batch = self._batch(slots)
-        with _packed(self._linears, self._weights, dropouts, slots), self._autocast():
-            losses = self._module.example_losses(batch)
+        with _packed(self._module.backbone, self._linears, dropouts, slots), self._autocast():
+            losses = self._losses(batch)
         losses, weight = (value.view(self._count, -1) for value in (losses, batch["weight"]))
         means = weighted_mean(losses, weight)
         gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
@@ -214,36 +221,57 @@ def _first(slots: Sequence[_Slot | None]) -> _Slot:
     return next(slot for slot in slots if slot is not None)
 
 
+class _PackedLinear(nn.Module):
+    """Stands in for a linear layer that trains: (G b, ..., in) to (G b, ..., out), a slot's rows by its own weight.
+
+    Args:
+        weight: (G, out, in), which the trainer steps.
+        bias: (G, out), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiplies slot by slot."""
+        rows = inputs.reshape(len(self.weight), -1, inputs.shape[-1])
+        if self.bias is None:
+            outputs = torch.bmm(rows, self.weight.transpose(1, 2))
+        else:
+            outputs = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.transpose(1, 2))
+        return outputs.view(*inputs.shape[:-1], -1)
+
+
 @contextmanager
 def _packed(
-    linears: Sequence[tuple[str, nn.Linear]],
-    weights: dict[str, Tensor],
+    backbone: nn.Module,
+    linears: Mapping[str, nn.Module],
     dropouts: Sequence[nn.Dropout],
     slots: Sequence[_Slot | None],
 ) -> Iterator[None]:
     """For one forward: a weight per slot in every layer that trains, and dropout from each slot's generator."""
-    for name, linear in linears:
-        forward = partial(_linear, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
-        linear.forward = forward  # type: ignore[method-assign]
+    alone = {name: backbone.get_submodule(name) for name in linears}
+    _put(backbone, linears)
     for dropout in dropouts:
         dropout.forward = partial(_dropout, dropout.p, slots)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in (*(linear for _, linear in linears), *dropouts):
-            del module.forward
+        _put(backbone, alone)
+        for dropout in dropouts:
+            del dropout.forward
 
 
-def _linear(weight: Tensor, bias: Tensor | None, inputs: Tensor) -> Tensor:
-    """(G b, ..., in) by (G, out, in) to (G b, ..., out), a slot's rows by its own weight."""
-    rows = inputs.reshape(len(weight), -1, inputs.shape[-1])
-    if bias is None:
-        outputs = torch.bmm(rows, weight.transpose(1, 2))
-    else:
-        outputs = torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
-    return outputs.view(*inputs.shape[:-1], -1)
+def _put(backbone: nn.Module, layers: Mapping[str, nn.Module]) -> None:
+    """Puts layers in their places, by their names."""
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        backbone.get_submodule(parent)._modules[own] = layer
 
 
+@torch.compiler.disable
 def _dropout(rate: float, slots: Sequence[_Slot | None], inputs: Tensor) -> Tensor:
     keep = torch.ones(inputs.shape, dtype=inputs.dtype, device=inputs.device)
     for rows, slot in zip(keep.view(len(slots), -1), slots, strict=True):

@@ -33,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
     parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
     parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
+    parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
+    parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
     parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
@@ -55,6 +57,10 @@ def main(argv: Sequence[str]) -> int:
         return _server(arguments.server, arguments.repeats)
     if arguments.scaling is not None:
         return _scaling(arguments.scaling)
+    if arguments.features:
+        return _features(arguments.repeats)
+    if arguments.slots:
+        return _slots(_works(arguments.work), arguments.repeats, arguments.threads)
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
@@ -136,17 +142,19 @@ def _peak_memory(work: int, who: str, threads: int) -> int:
 def _once(only: str) -> int:
     from launch.benchmarks.local_work import PEER_OF, WHO, Arena
     from launch.benchmarks.peers.environments import not_installed
+    from launch.benchmarks.slots import BY_SLOTS
     from launch.benchmarks.works import WORKS
 
     work, _, who = only.partition("/")
-    if work not in map(str, range(len(WORKS))) or who not in WHO:
+    contestants = {**WHO, **BY_SLOTS}
+    if work not in map(str, range(len(WORKS))) or who not in contestants:
         raise ConfigurationError(
-            f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(WHO)}"
+            f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(contestants)}"
         )
     if who in PEER_OF and (reason := not_installed(PEER_OF[who])):
         raise ConfigurationError(f"--only is {only!r}, but {who} is {reason}")
     with Arena(WORKS[int(work)]) as arena:
-        arena.contestant(who)(1)
+        contestants[who](arena)(1)
     workers_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest that has ended
     print(max(peak_memory_bytes(), workers_bytes))
     return 0
@@ -213,6 +221,38 @@ def _scaling(workers: int) -> int:
             f"of very unequal clients {row.skewed_imbalance:.3f}; {row.upload_bytes / 1e6:.2f} MB of uploads, "
             f"{row.carried_bytes / 1e6:.2f} MB brought to each worker, gathered here in {row.seconds * 1e3:.0f} ms"
         )
+    return 0
+
+
+def _features(repeats: int) -> int:
+    from launch.benchmarks.features import gains
+
+    for found in gains(repeats):
+        equal = "other batches" if found.difference is None else f"equal to {found.difference:.1e}"
+        print(
+            f"{found.feature} ({found.work}): off {found.off_ms:.1f} ms, on {found.on_ms:.1f} ms, "
+            f"gain {found.gain:.3f}, {equal}"
+        )
+    return 0
+
+
+def _slots(works: Sequence[int], repeats: int, threads: int) -> int:
+    from launch.benchmarks.slots import BY_SLOTS, packings
+    from launch.benchmarks.works import WORKS
+
+    # First, as a process's peak counts from that of the one that started it, which is small only now.
+    peaks = {(work, who): _peak_memory(work, who, threads) for work in works for who in BY_SLOTS}
+    for work in works:
+        rows, chosen = packings(WORKS[work], repeats)
+        best = max(row.client_steps_per_second for row in rows)
+        for row in rows:
+            peak = peaks.get((work, f"slots_{row.slots}"))
+            held = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
+            taken = f", what auto takes: {row.client_steps_per_second / best:.3f} of the best"
+            print(
+                f"{WORKS[work].name}, {row.slots:>2} slots: {row.client_steps_per_second:.1f} client steps/s, "
+                f"{row.ratio_to_one:.3f} times one after another{held}{taken if row.slots == chosen else ''}"
+            )
     return 0
 
 

@@ -12,6 +12,7 @@ import torch
 
 from fedsim.client import ClientModule, SequentialTrainer, Trainer
 from fedsim.data import Examples, FederatedData
+from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob, Penalty, Plan, Shared
 from fedsim.optimizers import LocalOptimizer
 from fedsim.options import ClientOptions
@@ -62,13 +63,31 @@ class Parts:
         trainer.dry_run()
         return trainer
 
-    def packed(self, slots: int) -> PackedTrainer:
+    def packed(self, slots: int, compile: bool = False) -> PackedTrainer:
         """Makes the trainer that runs so many jobs in one forward; `why_not_packed` must be None."""
         assert isinstance(self.module, ClientModule)
         return PackedTrainer(
             *(self.module, self.parameters, self.train, self.optimizer, self.penalty, self.autocast, slots),
             clip_norm=self.options.clip_norm,
+            compile=compile,
         )
+
+    def compiled(self, slots: int) -> PackedTrainer:
+        """Makes such a trainer whose steps are compiled, and compiles them.
+
+        Raises:
+            ConfigurationError: they cannot be compiled here.
+        """
+        trainer = self.packed(slots, compile=True)
+        try:
+            _seconds(self, trainer, self.options.batch_size, 1)
+        except Exception as error:  # of the compiler, of what it calls, and of what is missing on this machine
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigurationError(
+                f"client.compile: a packed step cannot be compiled ({type(error).__name__}: {reason}); expected a "
+                "working C++ compiler, such as g++, and a backbone that torch.compile can read; or leave it out"
+            ) from error
+        return trainer
 
     def why_not_packed(self) -> str | None:
         """Says why clients train one after another, or None."""
@@ -105,10 +124,11 @@ def make_trainer(
     slots, note = (asked, "") if asked != "auto" else _choose_slots(parts, workloads, workers)
     if slots == 1:
         return parts.sequential(), slots, note
+    packed = parts.compiled(slots) if parts.options.compile else parts.packed(slots)
     if at_first is None:
-        return parts.packed(slots), slots, note
+        return packed, slots, note
     assert isinstance(parts.module, ClientModule)
-    trainer = StagedTrainer(parts.module, parts.parameters, parts.packed(slots), parts.sequential())
+    trainer = StagedTrainer(parts.module, parts.parameters, packed, parts.sequential())
     later = f"client.pack {slots} is for a later stage: in the first one {at_first}"
     return trainer, slots, f"{note}; {later}" if note else later
 
@@ -134,7 +154,6 @@ def measure(parts: Parts, most: int) -> StepSeconds:
         parts: of the trainers.
         most: slots that there is use for, at least 1.
     """
-    start = parts.parameters.vector.clone()
     size, alone = parts.options.batch_size, parts.sequential()
     single = least_seconds(lambda rows: _seconds(parts, alone, rows, 1), sorted({size, max(1, size // 2)}), 1 + TRIES)
     packed: dict[int, float] = {}
@@ -148,12 +167,11 @@ def measure(parts: Parts, most: int) -> StepSeconds:
         grown = (peak_memory_bytes() - held) * 2  # twice the slots take twice of it
         if grown > MEMORY_SHARE * _free_bytes(parts.train.device):
             break
-    parts.parameters.load(start)
     return StepSeconds(single, packed)
 
 
 def _seconds(parts: Parts, trainer: Trainer, rows: int, jobs: int) -> float:
-    """Seconds of a local step of some jobs at once, each with so many examples a step."""
+    """Seconds of a local step of some jobs at once, each with so many examples a step; P is as it was before."""
     device, vector = parts.train.device, parts.parameters.vector
     size = parts.options.batch_size
     batches = np.full((STEPS, size), -1, dtype=np.int64)
@@ -180,7 +198,9 @@ def _seconds(parts: Parts, trainer: Trainer, rows: int, jobs: int) -> float:
     for _ in trainer.train(given):
         pass
     _wait(device)
-    return (time.perf_counter() - started) / STEPS
+    seconds = (time.perf_counter() - started) / STEPS
+    parts.parameters.load(start)
+    return seconds
 
 
 def _wait(device: torch.device) -> None:

@@ -159,9 +159,10 @@ class Tiny:
         optimizer: LocalOptimizer | None = None,
         penalty: Penalty | None = None,
         clip_norm: float | None = None,
+        compile: bool = False,
     ) -> PackedTrainer:
         parts = (self.module, self.parameters, self.train, optimizer or SGD(0.05), penalty, nullcontext, slots)
-        return PackedTrainer(*parts, clip_norm=clip_norm)
+        return PackedTrainer(*parts, clip_norm=clip_norm, compile=compile)
 
 
 def build(method: Method | None = None, backbone: str = "vit", dtype: torch.dtype = torch.float32) -> Tiny:

@@ -18,14 +18,13 @@ from torch.nn import functional
 
 from data_partitions.partitioners.iid import IID
 from fedsim.classification import Classification
-from fedsim.client import ClientModule, SequentialTrainer
+from fedsim.client import ClientModule
 from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
 from fedsim.frozen import FrozenBackbone
 from fedsim.optimizers import SGD
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
-from fedsim.packed import PackedTrainer
 from fedsim.parameters import FlatParameters
 from fedsim.sampling import local_batches, sample_cohort
 from fedsim.seeding import Purpose, generator
@@ -35,6 +34,8 @@ from fedsim.transport import Workers
 from launch.benchmarks.peers.process import peer
 from launch.benchmarks.two_workers import two_workers
 from launch.benchmarks.works import Round, Work
+from launch.build import EVALUATION_BATCH
+from launch.trainers import Parts
 from methods.lora import LoRA
 
 LR, MOMENTUM = 2e-2, 0.9
@@ -116,37 +117,55 @@ class Arena:
             total = total + (start - flat(trained))
         return total / self.work.clients
 
-    def engine(self, slots: int, workers: Workers = _ALONE, bf16: bool = False) -> Round:
+    def parts(self, bf16: bool = False) -> Parts:
+        """Builds what the engine's trainers are made of, around a model of its own."""
+        model = self.model()
+        return Parts(
+            options=ClientOptions(batch_size=self.work.batch_size, max_steps=self.work.steps),
+            module=ClientModule(model, Classification()),
+            parameters=FlatParameters(model),
+            data=self._data,
+            train=Examples(self._data, self._data.train, _CPU, torch.float32),
+            optimizer=SGD(LR, MOMENTUM),
+            penalty=None,
+            autocast=partial(torch.autocast, _CPU.type, torch.bfloat16) if bf16 else nullcontext,
+        )
+
+    def engine(
+        self,
+        slots: int,
+        workers: Workers = _ALONE,
+        bf16: bool = False,
+        compile: bool = False,
+        like_length: bool = False,
+    ) -> Round:
         """The engine's whole round: sampling, encoding, decoding and the server's step included.
 
         Args:
             slots: clients in one forward; 1 trains one after another.
             workers: the processes that share the round; only the server worker's returns the update, others zeros.
             bf16: whether matrix products are in bfloat16.
+            compile: whether packed steps are compiled.
+            like_length: whether a client's batches are of texts of like length.
         """
-        model = self.model()
-        parameters = FlatParameters(model)
-        task, data = Classification(), self._data
-        train = Examples(data, data.train, _CPU, torch.float32)
-        module = ClientModule(model, task)
-        autocast = partial(torch.autocast, _CPU.type, torch.bfloat16) if bf16 else nullcontext
-        parts = (module, parameters, train, SGD(LR, MOMENTUM), None, autocast)
-        trainer = SequentialTrainer(*parts) if slots == 1 else PackedTrainer(*parts, slots)
+        parts = self.parts(bf16)
+        parameters = parts.parameters
         experiment = Experiment(
             method=LoRA(),
-            data=data,
+            data=self._data,
             partition=self._partition,
             population=self._partition,
             parameters=parameters,
-            backbone=FrozenBackbone(model),
-            trainer=trainer,
-            evaluator=Evaluator(model, parameters, task, train, 256, nullcontext),
+            backbone=FrozenBackbone(parts.module.backbone),
+            trainer=parts.sequential() if slots == 1 else parts.packed(slots, compile),
+            evaluator=self.evaluator(parts),
             client_evaluator=None,
-            client=ClientOptions(batch_size=self.work.batch_size, max_steps=self.work.steps),
+            client=parts.options,
             server=ServerOptions(optimizer="sgd", lr=1.0),
             communication=CommunicationOptions(),
             evaluation=EvaluationOptions(),
             run=RunOptions(rounds=1, cohort_size=self.work.clients),
+            lengths=parts.train.lengths if like_length else None,
         )
         start = parameters.vector.clone()
 
@@ -157,6 +176,11 @@ class Arena:
             return start - state.vector.detach()
 
         return train_round
+
+    def evaluator(self, parts: Parts) -> Evaluator:
+        """Evaluates on the training set."""
+        backbone = parts.module.backbone
+        return Evaluator(backbone, parts.parameters, Classification(), parts.train, EVALUATION_BATCH, nullcontext)
 
     def peer(self, who: str, bf16: bool = False) -> Round:
         """Another simulator's whole round, in a process of its own, of as many threads as this one."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
@@ -12,12 +13,14 @@ from data_partitions.dataset import FederatedData
 from data_partitions.datasets.cifar10 import LABEL_NAMES, SIDE
 from data_partitions.datasets.digits import Digits
 from data_partitions.images.data import ImageData
-from data_partitions.texts.tokens import TextData
+from data_partitions.texts.tokens import NO_TOKEN, TextData
 from fedsim.backbone import load_backbone
 from launch.registry import BACKBONES
 from methods.lora import LoRA
 
 BERT_VOCABULARY = 30_522
+TEXTS, LONGEST = 2000, 64
+"""How many texts are drawn for training, and the most tokens of one."""
 
 Round = Callable[[int], Tensor]
 """Trains the cohort of a round from the common start; returns the mean update, (P,)."""
@@ -89,22 +92,45 @@ def deit_tiny(data: FederatedData) -> nn.Module:
 
 def random_texts() -> FederatedData:
     """Draws texts of 64 tokens, none of which is padding."""
+    return _texts(np.full(TEXTS, LONGEST))
+
+
+def short_texts() -> FederatedData:
+    """Draws texts of 3 to 64 tokens, 13 on average: three, and a geometric number, as most phrases are short."""
+    return _texts(np.minimum(LONGEST, 3 + np.random.default_rng(0).geometric(1 / 11, TEXTS) - 1))
+
+
+def padded_texts() -> FederatedData:
+    """The same texts, all as long as the longest in every batch."""
+    data = short_texts()
+    return PaddedTexts(data.train, data.test, data.label_names, data.task, pad_token_id=data.pad_token_id)
+
+
+class PaddedTexts(TextData):
+    """Texts of which nobody says how long they are."""
+
+    def spans(self, columns: dict[str, Tensor]) -> None:  # type: ignore[override]
+        """Says nothing."""
+
+
+def _texts(lengths: np.ndarray) -> FederatedData:
     random = torch.Generator().manual_seed(0)
 
-    def split(examples: int) -> dict[str, Tensor]:
-        tokens = torch.randint(BERT_VOCABULARY, (examples, 64), dtype=torch.int32, generator=random)
-        return {"input_ids": tokens, "labels": torch.randint(2, (examples,), generator=random)}
+    def split(lengths: np.ndarray) -> dict[str, Tensor]:
+        tokens = torch.randint(BERT_VOCABULARY, (len(lengths), LONGEST), dtype=torch.int32, generator=random)
+        tokens[torch.arange(LONGEST) >= torch.from_numpy(lengths)[:, None]] = NO_TOKEN
+        return {"input_ids": tokens, "labels": torch.randint(2, (len(lengths),), generator=random)}
 
-    return TextData(split(2000), split(10), ("no", "yes"), "text_classification", pad_token_id=0)
+    return TextData(split(lengths), split(lengths[:10]), ("no", "yes"), "text_classification", pad_token_id=0)
 
 
-def minilm(data: FederatedData) -> nn.Module:
+def minilm(data: FederatedData, layers: int = 6) -> nn.Module:
     """Makes a backbone of MiniLM's shape with random weights, and LoRA of rank 16 on query, key and value.
 
     Source of the shape: the configuration of sentence-transformers/all-MiniLM-L6-v2; of the adapter: the preset
     flasc_20newsgroups_small.
     """
-    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    sizes = {"hidden_size": 384, "num_hidden_layers": layers, "num_attention_heads": 12, "intermediate_size": 1536}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         config = BertConfig(**sizes, vocab_size=BERT_VOCABULARY, num_labels=len(data.label_names))

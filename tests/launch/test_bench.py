@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from torch import Tensor
 from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import local_work, payload, population, table, works
+from launch.benchmarks import features, local_work, payload, population, slots, table, works
 from launch.benchmarks.local_work import PEER_OF, WHO, Arena, most_apart
 from launch.benchmarks.peers import environments
 from launch.benchmarks.peers.environments import PEERS
@@ -230,3 +231,40 @@ def test_memory_over_rounds_prints_a_line_per_evaluation(capsys: pytest.CaptureF
     assert [line.split()[1] for line in lines] == ["0", "1", "2"]
     assert all(float(line.split()[2]) > 50 for line in lines)
     assert torch.get_num_threads() == 1
+
+
+def test_a_feature_is_measured_off_and_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whose rounds are held against each other where they are to be the same."""
+    padded = replace(features.PADDED, model=_small_text_model, batch_size=4, clients=2, steps=2)
+    monkeypatch.setattr(features, "EVALUATED", 20)
+    chosen = []
+    for feature in features.FEATURES:
+        if feature.name == "packed steps compiled":  # takes its time, and has a test of its own
+            continue
+        off, on = (
+            SMALLEST if work is features.TINY else replace(padded, data=work.data) for work in (feature.off, feature.on)
+        )
+        chosen.append(replace(feature, off=off, on=on))
+    monkeypatch.setattr(features, "FEATURES", chosen)
+    assert main(["bench", "--features", "--repeats", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(" (")[0] for line in said] == [feature.name for feature in chosen]
+    for line, feature in zip(said, chosen, strict=True):
+        assert re.search(r"off [\d.]+ ms, on [\d.]+ ms, gain [\d.]+, ", line)
+        assert line.endswith("other batches") == (not feature.same)
+        if feature.same:
+            assert float(line.rpartition(" ")[2]) <= 1e-5
+
+
+def _small_text_model(data: Any) -> Any:
+    return works.minilm(data, layers=1)
+
+
+def test_numbers_of_slots_have_a_line_each(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(slots, "COUNTS", (1, 2))
+    monkeypatch.setattr(slots, "BY_SLOTS", dict.fromkeys(("slots_1", "slots_2")))
+    assert main(["bench", "--slots", "--repeats", "1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == ["smallest,  1 slots", "smallest,  2 slots"]
+    assert all("client steps/s" in line and "peak memory 123 MB" in line for line in said)
+    assert sum(", what auto takes: " in line for line in said) == 1
