@@ -35,6 +35,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
     parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
     parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
+    parser.add_argument(
+        "--overhead", action="store_true", help="instead: what two workers do beside training"
+    )
     parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
@@ -61,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         return _features(arguments.repeats)
     if arguments.slots:
         return _slots(_works(arguments.work), arguments.repeats, arguments.threads)
+    if arguments.overhead:
+        return _overhead(_works(arguments.work), arguments.repeats, arguments.threads)
     if arguments.only is not None:
         return _once(arguments.only)
     rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
@@ -252,6 +257,20 @@ def _slots(works: Sequence[int], repeats: int, threads: int) -> int:
             print(
                 f"{WORKS[work].name}, {row.slots:>2} slots: {row.client_steps_per_second:.1f} client steps/s, "
                 f"{row.ratio_to_one:.3f} times one after another{held}{taken if row.slots == chosen else ''}"
+            )
+    return 0
+
+
+def _overhead(works: Sequence[int], repeats: int, threads: int) -> int:
+    from launch.benchmarks.overhead import overhead
+    from launch.benchmarks.works import WORKS
+
+    for work in (WORKS[number] for number in works):
+        for slots in (1, 5):
+            found = overhead(work, slots, repeats, threads)
+            print(
+                f"{work.name}, two workers, {slots} slot(s) each: round {found.round_ms:.1f} ms, training "
+                f"{found.training_ms:.1f} ms, all else {100 * found.share:.1f}% of a round"
             )
     return 0
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from data_partitions.partitioners.iid import IID
 from fedsim.classification import Classification
-from fedsim.client import ClientModule
+from fedsim.client import ClientModule, Trainer
 from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
@@ -138,6 +138,7 @@ class Arena:
         bf16: bool = False,
         compile: bool = False,
         like_length: bool = False,
+        watch: Callable[[Trainer], Trainer] = lambda trainer: trainer,
     ) -> Round:
         """The engine's whole round: sampling, encoding, decoding and the server's step included.
 
@@ -147,6 +148,7 @@ class Arena:
             bf16: whether matrix products are in bfloat16.
             compile: whether packed steps are compiled.
             like_length: whether a client's batches are of texts of like length.
+            watch: puts something around the trainer.
         """
         parts = self.parts(bf16)
         parameters = parts.parameters
@@ -157,7 +159,7 @@ class Arena:
             population=self._partition,
             parameters=parameters,
             backbone=FrozenBackbone(parts.module.backbone),
-            trainer=parts.sequential() if slots == 1 else parts.packed(slots, compile),
+            trainer=watch(parts.sequential() if slots == 1 else parts.packed(slots, compile)),
             evaluator=self.evaluator(parts),
             client_evaluator=None,
             client=parts.options,

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.transport import Workers
 from launch import bench
 from launch.__main__ import main
-from launch.benchmarks import features, local_work, payload, population, slots, table, works
+from launch.benchmarks import features, local_work, overhead, payload, population, slots, table, works
 from launch.benchmarks.local_work import PEER_OF, WHO, Arena, most_apart
 from launch.benchmarks.peers import environments
 from launch.benchmarks.peers.environments import PEERS
@@ -268,3 +268,19 @@ def test_numbers_of_slots_have_a_line_each(monkeypatch: pytest.MonkeyPatch, caps
     assert [line.partition(":")[0] for line in said] == ["smallest,  1 slots", "smallest,  2 slots"]
     assert all("client steps/s" in line and "peak memory 123 MB" in line for line in said)
     assert sum(", what auto takes: " in line for line in said) == 1
+
+
+def test_what_a_round_costs_beside_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ended: list[int]
+) -> None:
+    """On one worker here, whose round is nearly all training."""
+    monkeypatch.setattr(overhead, "two_workers", local_work.two_workers)
+    assert main(["bench", "--overhead", "--repeats", "2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said] == [
+        "smallest, two workers, 1 slot(s) each",
+        "smallest, two workers, 5 slot(s) each",
+    ]
+    shares = [float(re.search(r"all else ([\d.]+)%", line)[1]) for line in said]  # type: ignore[index]
+    assert all(0 < share < 90 for share in shares)
+    assert ended == [1, 1]
