@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
     parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
     parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
-    parser.add_argument(
-        "--overhead", action="store_true", help="instead: what two workers do beside training"
-    )
+    parser.add_argument("--overhead", action="store_true", help="instead: what two workers do beside training")
     parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
