@@ -12,6 +12,23 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: the message is one line naming client, round and what to do."""
 
 
+class RunStopped(RuntimeError):
+    """A run that was asked to stop and left; it goes on from its last checkpoint.
+
+    Args:
+        line: what the user is told.
+        by: the name of the signal.
+    """
+
+    def __init__(self, line: str, by: str) -> None:
+        super().__init__(line, by)
+        self.line = line
+        self.by = by
+
+    def __str__(self) -> str:
+        return self.line
+
+
 class WorkerLost(RuntimeError):
     """A collective failed because another worker stopped; that one says why."""
 

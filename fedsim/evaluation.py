@@ -75,8 +75,7 @@ class Evaluator:
         self._backbone.eval()
         for rows in batches:
             with self._autocast():
-                places = self._examples.places(rows.cpu().numpy())
-                found = self.task.outputs(self._backbone, self._examples.batch(rows, places=places))
+                found = self.task.outputs(self._backbone, self._examples.batch(rows, places=self._places(rows)))
             yield found
 
     def evaluate(self, vector: Tensor, workers: Workers, rows: Tensor | None = None) -> Evaluation:
@@ -98,6 +97,10 @@ class Evaluator:
         outputs = gather_rows(found, [len(part) for part in cut], workers, self._examples.device)
         outputs = {name: torch.empty_like(value).index_copy_(0, order, value) for name, value in outputs.items()}
         return Evaluation(self.task.metrics(outputs), outputs)
+
+    def _places(self, rows: Tensor) -> slice:
+        """The places of their tokens; rows come back from the device only where that says something."""
+        return slice(None) if self._examples.lengths is None else self._examples.places(rows.cpu().numpy())
 
     def _order(self, rows: Tensor) -> Tensor:
         """The order to evaluate rows in: texts of like length together, as a batch is as long as its longest."""

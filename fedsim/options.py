@@ -17,6 +17,10 @@ class RunOptions:
         seed: of every random choice.
         evaluate_every_rounds: rounds between evaluations; the last is always evaluated.
         checkpoint_every_rounds: rounds between checkpoints; the last is always kept.
+        on_bad_client: what becomes of a client whose update or loss is not finite, or whose update is too long: skip
+            leaves it out of the mean, fail stops the run, clip shortens a long update to max_update_norm.
+        max_update_norm: how long an update may be, above 0; null for any length. It is that of all that the client
+            trained, before the method keeps anything of it at home.
     """
 
     rounds: int = 100
@@ -24,8 +28,18 @@ class RunOptions:
     seed: int = 0
     evaluate_every_rounds: int = 10
     checkpoint_every_rounds: int = 10
+    on_bad_client: Literal["skip", "fail", "clip"] = "skip"
+    max_update_norm: float | None = None
 
     def __post_init__(self) -> None:
+        norm = self.max_update_norm
+        require("max_update_norm", norm, norm is None or norm > 0, "a number above 0, or null")
+        require(
+            "on_bad_client",
+            self.on_bad_client,
+            self.on_bad_client != "clip" or norm is not None,
+            "skip or fail without max_update_norm, to which it shortens updates",
+        )
         for name in ("rounds", "cohort_size", "evaluate_every_rounds", "checkpoint_every_rounds"):
             require(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         require("seed", self.seed, self.seed >= 0, "0 or more")

@@ -117,11 +117,21 @@ class PackedTrainer:
             for name, _ in _trainable_linears(self._module.backbone)
         }
 
-    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
-        """Trains the jobs, longest first, and yields each when its slot is done with it."""
+    def dry_run(self, job: ClientJob) -> None:
+        """Takes the gradient of a job's first step and forgets it: what cannot be compiled shows before a run."""
+        slots: list[_Slot | None] = [None] * self._count
+        slots[0] = _Slot(job, self._examples.device)
+        self._gradient(slots, self._begin())
+
+    def _begin(self) -> list[nn.Dropout]:
+        """Makes room, and returns what is random while clients train."""
         self._make_slots()
         set_client_mode(self._module)
-        dropouts = [m for m in self._module.backbone.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
+        return [m for m in self._module.backbone.modules() if isinstance(m, nn.Dropout) and m.training and m.p]
+
+    def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains the jobs, longest first, and yields each when its slot is done with it."""
+        dropouts = self._begin()
         waiting = sorted(jobs, key=lambda job: len(job.batches))
         state = self._optimizer.state(self._vector)
         slots: list[_Slot | None] = [None] * self._count
@@ -139,14 +149,18 @@ class PackedTrainer:
                     slots[number] = None
                     yield Trained(slot.job, self._vector[number].clone(), slot.logged())
 
-    def _step(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout], state: dict[str, Tensor]) -> None:
+    def _gradient(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout]) -> tuple[Tensor, Tensor]:
+        """The mean loss of every slot's next step, (G,), and its gradient, (G, P)."""
         batch = self._batch(slots)
         with _packed(self._module.backbone, self._linears, dropouts, slots), self._autocast():
             losses = self._losses(batch)
         losses, weight = (value.view(self._count, -1) for value in (losses, batch["weight"]))
         means = weighted_mean(losses, weight)
         gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
-        gradient = torch.cat([part.flatten(1) for part in gradients], dim=1)
+        return means.detach(), torch.cat([part.flatten(1) for part in gradients], dim=1)
+
+    def _step(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout], state: dict[str, Tensor]) -> None:
+        means, gradient = self._gradient(slots, dropouts)
         if self._penalty_gradient is not None:
             self._add_penalty(slots, gradient, self._penalty_gradient)
         mask = self._stack(slots, lambda job: job.gradient_mask)
@@ -154,7 +168,7 @@ class PackedTrainer:
             gradient.mul_(mask)
         clip(gradient, self._clip_norm)
         self._optimizer.step(self._vector, gradient, state, self._stack(slots, ClientJob.step_scale))
-        for slot, mean in zip(slots, means.detach(), strict=True):
+        for slot, mean in zip(slots, means, strict=True):
             if slot is not None:
                 slot.advance(mean)
 

@@ -1,13 +1,15 @@
 """Clients evaluated on examples of their own: with the server's parameters, with parts of their own, and trained on."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
+from fedsim.bad_clients import judge
 from fedsim.briefing import Briefing, below, clients_of, named, tell
 from fedsim.client import Trained
 from fedsim.experiment import Experiment
-from fedsim.jobs import gradient_mask, personal_job, require_finite
+from fedsim.jobs import gradient_mask, personal_job
 from fedsim.method import Plan, ServerState, Shared
 from fedsim.transport import Workers
 
@@ -77,6 +79,5 @@ def _train_on(
         ]
         # All of the few first, as an evaluation between two of them would load into what the trainer is using.
         for trained in list(experiment.trainer.train(jobs)):
-            what = f"client {trained.job.client}, trained on after round {shared.round}"
-            require_finite(trained.vector, what)
-            yield trained
+            judged = judge(trained, experiment.run.on_bad_client, None)
+            yield judged.trained or replace(trained, vector=trained.job.start)  # as it was before it trained on

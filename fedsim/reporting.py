@@ -37,6 +37,7 @@ class History:
         clients: trained so far.
         logged: since the last evaluation, the sum of each value times its examples, and of those examples.
         server_seconds: spent on aggregating and stepping.
+        left_out_clients: whose work could not be used.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -46,6 +47,7 @@ class History:
     clients: int = 0
     logged: dict[str, list[float]] = field(default_factory=dict)
     server_seconds: float = 0.0
+    left_out_clients: int = 0
 
 
 class RunFiles:
@@ -93,6 +95,7 @@ class RunFiles:
         for note in notes:
             self._progress.say(note)
         self._history.server_seconds += server_seconds
+        self._history.left_out_clients += int(measures.get("left_out_clients", 0))
         self._progress.update(
             round, self._history.clients / max(self._seconds(), 1e-9), self.ledger.totals.upload_bytes
         )
@@ -154,6 +157,7 @@ class RunFiles:
             "seconds": round_to(seconds, 3),
             "clients_per_second": round_to(self._history.clients / max(seconds, 1e-9), 3),
             "server_seconds": round_to(self._history.server_seconds, 3),
+            "left_out_clients": self._history.left_out_clients,
             "peak_memory_bytes": peak_memory_bytes(),
         }
         finite = {f"final/{name}": value for name, value in final.items() if value is not None}

@@ -5,11 +5,12 @@ of the round only what travelled to them.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedsim.bad_clients import judge, report
 from fedsim.briefing import Briefing, brief, tell
 from fedsim.checkpoint import Checkpoint, save_checkpoint
 from fedsim.evaluation import Evaluation
@@ -40,7 +41,13 @@ class Result:
     evaluation: Evaluation
 
 
-def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, checkpoint: Checkpoint | None) -> Result:
+def simulate(
+    experiment: Experiment,
+    workers: Workers,
+    files: RunFiles | None,
+    checkpoint: Checkpoint | None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> Result | None:
     """Runs an experiment from its start, or from a checkpoint, to its last round.
 
     Args:
@@ -48,9 +55,10 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
         workers: the processes that share it; all call this.
         files: where the server worker writes; None on the others.
         checkpoint: where the server worker goes on; None on the others, and for a new run.
+        asked_to_stop: whether this worker is to stop; any worker's word stops all behind the running round.
 
     Returns:
-        The main view of the last round, on every worker.
+        The main view of the last round, on every worker; None where the run was stopped before, and saved.
 
     Raises:
         TrainingError: training diverged, or a payload cannot be encoded; it names client and round.
@@ -64,14 +72,24 @@ def simulate(experiment: Experiment, workers: Workers, files: RunFiles | None, c
         restore_state(state, checkpoint)
     for round in range(done, experiment.run.rounds + 1):
         last = round == experiment.run.rounds
+        evaluated = last or round % experiment.run.evaluate_every_rounds == 0
         if round > done:
             state = enter_stage(experiment, state, round, workers.is_server)
             run_round(experiment, state, round, workers, files)
-            if files is not None and (last or round % experiment.run.checkpoint_every_rounds == 0):
-                save_checkpoint(files.folder / "checkpoint", snapshot(state, round, files.history()))
-        # Behind the checkpoint, so that a run with more rounds goes on as if this had never been the last one.
-        if last or round % experiment.run.evaluate_every_rounds == 0:
+            stop = workers.any(asked_to_stop())
+            saved = last or stop or round % experiment.run.checkpoint_every_rounds == 0
+            if files is not None and (saved or evaluated):
+                history = files.history()  # without the evaluation, so that a resumed run can make it again
+            if files is not None and saved:
+                save_checkpoint(files.folder / "checkpoint", snapshot(state, round, history))
+            if stop and not last:
+                return None
+        if evaluated:
             result = evaluate(experiment, state, round, workers, files)
+            if not last and workers.any(asked_to_stop()):
+                if files is not None and round > done and not saved:
+                    save_checkpoint(files.folder / "checkpoint", snapshot(state, round, history))
+                return None
     return result
 
 
@@ -105,7 +123,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     received = _receive(experiment, exchange, shared, {plan: downloads[plan] for plan in own_plans})
     del downloads
 
-    seconds = 0.0
+    seconds, faults, left_out = 0.0, [], 0
     aggregate = method.aggregate(state, shared)
     for wave, positions in zip(cut, mine, strict=True):  # usually one: the whole cohort
         # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
@@ -119,6 +137,9 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 seconds += _add(aggregate, arrived)
                 del arrived
             told, tensors = at_home.get(at, ({}, {}))
+            if told.get("fault"):
+                faults.append((cohort[at], told["fault"]))
+                left_out += told.get("left_out", False)
             if at in active:
                 state.clients[cohort[at]] = ClientState(round, tensors)
             if files is not None:
@@ -127,6 +148,9 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 files.trained(entry, told.get("logged", {}))
         messages, payload = {}, b""  # may be whole backbones, and the next wave needs the room
 
+    state.notes += report(faults, round, len(active), left_out)
+    if faults:
+        state.measures["left_out_clients"] = left_out
     started = time.perf_counter()
     update = aggregate.finish()
     if update is not None:  # a cohort that sends nothing is a round without a step
@@ -242,10 +266,15 @@ def _train(
     """Trains this worker's clients: by position, the message of each, and what it logged and keeps."""
     messages, kept = {}, {}
     for trained in experiment.trainer.train(jobs):
-        at, whose = trained.job.position, f"of client {trained.job.client} in round {trained.job.shared.round}"
-        require_finite(trained.vector, f"the update {whose}")
-        sent = exchange.send_upload(experiment.method, trained, examples[at], f"the upload {whose}")
-        messages[at], kept[at] = sent.payload, pack({"logged": trained.logged}, sent.state)
+        job, at = trained.job, trained.job.position
+        judged = judge(trained, experiment.run.on_bad_client, experiment.run.max_update_norm)
+        if judged.trained is None:  # it keeps what it had
+            messages[at], kept[at] = b"", pack({"fault": judged.fault, "left_out": True}, job.state)
+            continue
+        whose = f"the upload of client {job.client} in round {job.shared.round}"
+        sent = exchange.send_upload(experiment.method, judged.trained, examples[at], whose)
+        messages[at] = sent.payload
+        kept[at] = pack({"logged": trained.logged, "fault": judged.fault}, sent.state)
     return messages, kept
 
 

@@ -111,6 +111,10 @@ class Workers:
             dist.all_reduce(moved)
         return moved.to(tensor.device)
 
+    def any(self, flag: bool) -> bool:
+        """Whether any worker says so. Every worker must call it, and all hear the same."""
+        return bool(self.sum(torch.tensor([int(flag)])))
+
     def _from_server(self, tensor: Tensor) -> Tensor:
         moved = tensor.to(self.device)
         with _collective():

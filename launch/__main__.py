@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Sequence
 
 from data_partitions.errors import DataError
-from fedsim.errors import ConfigurationError, TrainingError, WorkerLost, unknown_name
+from fedsim.errors import ConfigurationError, RunStopped, TrainingError, WorkerLost, unknown_name
+from launch.stopping import INTERRUPTED, status_of
 
 COMMANDS = {
     "run": ("launch.run", "run one experiment; without --config, FLASC on handwritten digits"),
@@ -19,7 +20,7 @@ COMMANDS = {
     "bench": ("launch.bench", "measure client steps a second against a bare training loop"),
 }
 
-BAD_CONFIGURATION, FAILED, INTERRUPTED = 2, 1, 130
+BAD_CONFIGURATION, FAILED = 2, 1
 SERVER_SPEAKS_SECONDS = 30
 """How long a worker with nothing new to say waits for the one that has: all workers meet the same bad configuration,
 and who lost another worker was not the first to stop. The launcher ends who waits; who is still there then speaks."""
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what stands behind `fedsim`; None reads the command line.
 
     Returns:
-        The exit status: 0, 1 for a run that failed, 2 for bad configuration or data.
+        The exit status: 0; 1 for a run that failed; 2 for bad configuration or data; 85 for a run that a signal asked
+        to stop; 130 for one that Ctrl-C stopped.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -54,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorkerLost as error:
         time.sleep(SERVER_SPEAKS_SECONDS)
         return _fail(error, FAILED, debug)
+    except RunStopped as stopped:
+        if _speaks():
+            print(f"fedsim: {stopped}", file=sys.stderr)
+        return status_of(stopped.by)
     except KeyboardInterrupt:
         if _speaks():
             print("fedsim: interrupted", file=sys.stderr)

@@ -18,6 +18,9 @@ from launch.benchmarks.table import print_table
 if TYPE_CHECKING:
     from launch.benchmarks.works import Work
 
+SETTLES_SECONDS = 1
+"""What another simulator's processes still do behind a round must not be timed with whoever comes next."""
+
 MEASURED = ("client_steps_per_second", "ratio_to_bare", "ratio_to_sequential", "peak_memory_bytes")
 
 
@@ -113,7 +116,7 @@ def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str,
 
 def _seconds(work: "Work", present: Sequence[str], repeats: int) -> dict[str, list[float]]:
     """Times the contestants in turn, so that a slow moment of the machine hits all."""
-    from launch.benchmarks.local_work import Arena, most_apart
+    from launch.benchmarks.local_work import PEER_OF, Arena, most_apart
 
     with Arena(work) as arena:
         contestants = {who: arena.contestant(who) for who in present}
@@ -128,6 +131,8 @@ def _seconds(work: "Work", present: Sequence[str], repeats: int) -> dict[str, li
                 started = time.perf_counter()
                 train(repeat + 1)
                 seconds[who].append(time.perf_counter() - started)
+                if who in PEER_OF:
+                    time.sleep(SETTLES_SECONDS)
     return seconds
 
 

@@ -45,6 +45,7 @@ class Settings:
     precision: str
     accelerator: str
     threads_per_worker: int
+    stop_within_seconds: float
     resume: str
     run_dir: Path | None
     resolved: dict[str, Any]
@@ -53,8 +54,9 @@ class Settings:
         """The same with a number of slots where that was left to the machine."""
         if self.client.pack != "auto":
             return self
-        client = {**self.resolved["client"], "pack": pack}
-        return replace(self, client=replace(self.client, pack=pack), resolved={**self.resolved, "client": client})
+        options = replace(self.client, pack=pack, compile=self.client.compile and pack != 1)
+        client = {**self.resolved["client"], "pack": options.pack, "compile": options.compile}
+        return replace(self, client=options, resolved={**self.resolved, "client": client})
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -84,6 +86,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     _refuse_error_feedback(built.method, built.communication)
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
+    require("stop_within_seconds", built.stop_within_seconds, built.stop_within_seconds > 0, "a number above 0")
     if built.client.module is not None:
         built.client.module = _import_module(built.client.module)
     resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
@@ -121,6 +124,12 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--precision", type=Literal[PRECISIONS], default="32-true", help="as Lightning Fabric names it")
     parser.add_argument("--accelerator", type=Literal["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads_per_worker", type=int, default=1, help="CPU threads; part of the bits")
+    parser.add_argument(
+        "--stop_within_seconds",
+        type=float,
+        default=25.0,
+        help="after SIGTERM, SIGUSR1 or Ctrl-C the running round may take so long to end; then it is dropped",
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

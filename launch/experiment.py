@@ -14,7 +14,7 @@ from data_partitions.errors import DataError
 from data_partitions.partition import Partition
 from fedsim.adapters import export_adapter, export_backbone
 from fedsim.checkpoint import Checkpoint
-from fedsim.errors import ConfigurationError
+from fedsim.errors import ConfigurationError, RunStopped, WorkerLost
 from fedsim.ledger import require_length
 from fedsim.progress import Progress
 from fedsim.reporting import History, RunFiles
@@ -22,8 +22,9 @@ from fedsim.simulation import Result, simulate
 from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import Settings, flatten
-from launch.environment import start_workers, stop_workers
+from launch.environment import global_rank, start_workers, stop_workers
 from launch.run_directory import RunDirectory, earlier_settings
+from launch.stopping import StopRequest
 
 
 def run(settings: Settings, console: Console) -> Path | None:
@@ -39,24 +40,46 @@ def run(settings: Settings, console: Console) -> Path | None:
     Raises:
         ConfigurationError: settings, data, backbone or run directory do not fit; nothing was written.
         TrainingError: training diverged.
+        RunStopped: a signal asked for it, and the run was saved.
         WorkerLost: another worker stopped.
     """
-    fabric, workers = start_workers(settings.accelerator, settings.precision, settings.threads_per_worker)
-    path = run_on(settings, fabric, workers, console)
+    with StopRequest(settings.stop_within_seconds, global_rank() == 0) as stop:
+        fabric, workers = start_workers(settings.accelerator, settings.precision, settings.threads_per_worker)
+        try:
+            path = run_on(settings, fabric, workers, console, stop)
+        except WorkerLost as error:
+            if not stop.asked():
+                raise
+            if stop.long_ago():
+                stop.leave_marker()
+            # Or else it was the launcher's, who ends all workers where one failed: nobody waits to say so.
+            raise RunStopped(f"stopped by {stop.by}, as another worker left; --resume auto goes on", stop.by) from error
     stop_workers()  # not after an error: others may be inside a collective, and the launcher ends them
     return path
 
 
-def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Console) -> Path | None:
-    """Runs one experiment on workers that have already found each other; otherwise as `run`."""
+def run_on(
+    settings: Settings, fabric: Fabric, workers: Workers, console: Console, stop: StopRequest | None = None
+) -> Path | None:
+    """Runs one experiment on workers that have already found each other; otherwise as `run`.
+
+    Args:
+        settings: what was asked for.
+        fabric: launched.
+        workers: the processes of the run.
+        console: where the server worker shows its progress.
+        stop: hears of signals; None where nobody listens.
+    """
+    stop = stop or StopRequest(settings.stop_within_seconds, False)
     settings = _as_chosen_before(settings, workers)
     built = build(settings, fabric, workers)
     settings = settings.with_pack(built.pack)
     directory = _agree(settings, built, workers)
     if directory is None:
-        simulate(built.experiment, workers, None, None)
+        _require_end(simulate(built.experiment, workers, None, None, stop.asked), stop, workers)
         return None
     with directory:
+        stop.folder = directory.path
         checkpoint = directory.checkpoint
         for note in (*directory.notes, *built.notes):
             console.print(note, soft_wrap=True)
@@ -68,13 +91,25 @@ def run_on(settings: Settings, fabric: Fabric, workers: Workers, console: Consol
         done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.run.rounds, done)
         with RunFiles(directory.path, history, done, progress) as files:
-            result = simulate(built.experiment, workers, files, checkpoint)
+            result = _require_end(simulate(built.experiment, workers, files, checkpoint, stop.asked), stop, workers)
             _export(built, result, directory.path, settings.backbone_path)
             files.finish(
                 _identity(settings, built, workers.count), built.task.higher_is_better, flatten(settings.resolved)
             )
+        directory.done()
     console.print(f"{settings.method.label}: {directory.path}", highlight=False, soft_wrap=True)
     return directory.path
+
+
+def _require_end(result: Result | None, stop: StopRequest, workers: Workers) -> Result:
+    """Ends a run that was stopped on all workers together: who left first would have the launcher end the others."""
+    if result is not None:
+        return result
+    heard = stop.by if workers.is_server else ""
+    stop.by = stop.by or "another worker's signal"
+    stop.leave_marker()
+    by = workers.broadcast([heard.encode()] if workers.is_server else None)[0].decode()
+    raise RunStopped(f"stopped by {by or stop.by}, and saved; --resume auto goes on", by)
 
 
 def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:

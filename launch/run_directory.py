@@ -12,8 +12,9 @@ from fedsim.checkpoint import Checkpoint, newest_checkpoint
 from fedsim.errors import ConfigurationError
 from fedsim.reporting import write_atomically
 from launch.configuration import flatten, save_yaml
+from launch.stopping import DONE, PREEMPTED
 
-MAY_DIFFER = ("rounds", "checkpoint_every_rounds")
+MAY_DIFFER = ("rounds", "checkpoint_every_rounds", "stop_within_seconds")
 """Keys that a resumed run may change, besides those that config.yaml does not hold: rounds may grow."""
 
 
@@ -65,7 +66,12 @@ class RunDirectory:
     def begin(self, resolved: dict[str, Any]) -> None:
         """Writes the settings, once everything was checked: from here on what stood here before is gone on with."""
         write_atomically(self.path / "config.yaml", save_yaml(resolved))
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for marker in ("summary.json", DONE, PREEMPTED):
+            (self.path / marker).unlink(missing_ok=True)
+
+    def done(self) -> None:
+        """Marks the run as finished, for scripts that ask whether to go on with it."""
+        (self.path / DONE).touch()
 
     def __enter__(self) -> Self:
         return self

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning
 import numpy as np
@@ -78,9 +78,11 @@ class Parts:
         Raises:
             ConfigurationError: they cannot be compiled here.
         """
+        (job,) = _jobs(self, self.options.batch_size, 1)
+        self.packed(slots).dry_run(job)  # what goes wrong here, no compiler is to blame for
         trainer = self.packed(slots, compile=True)
         try:
-            _seconds(self, trainer, self.options.batch_size, 1)
+            trainer.dry_run(job)
         except Exception as error:  # of the compiler, of what it calls, and of what is missing on this machine
             reason = " ".join(str(error).split())[:300]
             raise ConfigurationError(
@@ -154,6 +156,7 @@ def measure(parts: Parts, most: int) -> StepSeconds:
         parts: of the trainers.
         most: slots that there is use for, at least 1.
     """
+    parts = replace(parts, penalty=None)  # which needs what a method makes of a job, and costs next to nothing
     size, alone = parts.options.batch_size, parts.sequential()
     single = least_seconds(lambda rows: _seconds(parts, alone, rows, 1), sorted({size, max(1, size // 2)}), 1 + TRIES)
     packed: dict[int, float] = {}
@@ -172,27 +175,8 @@ def measure(parts: Parts, most: int) -> StepSeconds:
 
 def _seconds(parts: Parts, trainer: Trainer, rows: int, jobs: int) -> float:
     """Seconds of a local step of some jobs at once, each with so many examples a step; P is as it was before."""
-    device, vector = parts.train.device, parts.parameters.vector
-    size = parts.options.batch_size
-    batches = np.full((STEPS, size), -1, dtype=np.int64)
-    batches[:, :rows] = np.arange(STEPS * rows).reshape(STEPS, rows) % len(parts.train)
-    draws = parts.data.draw(np.random.default_rng(0), batches.shape)
-    start = vector.clone()
-    shared = Shared(0, 0, parts.parameters.layout, start)
-    given = [
-        ClientJob(
-            client=number,
-            position=number,
-            plan=Plan(),
-            shared=shared,
-            start=start,
-            reference=start,
-            batches=batches,
-            draws={name: draw.to(device) for name, draw in draws.items()},
-            seed=number,
-        )
-        for number in range(jobs)
-    ]
+    device, start = parts.train.device, parts.parameters.vector.clone()
+    given = _jobs(parts, rows, jobs)
     _wait(device)
     started = time.perf_counter()
     for _ in trainer.train(given):
@@ -201,6 +185,33 @@ def _seconds(parts: Parts, trainer: Trainer, rows: int, jobs: int) -> float:
     seconds = (time.perf_counter() - started) / STEPS
     parts.parameters.load(start)
     return seconds
+
+
+def _jobs(parts: Parts, rows: int, count: int) -> list[ClientJob]:
+    """Makes jobs of a few steps, each of so many examples as clients would see together."""
+    size, random = parts.options.batch_size, np.random.default_rng(0)
+    some = random.integers(len(parts.train), size=8 * STEPS * rows)
+    if parts.options.group_by_length and parts.train.lengths is not None:
+        some = some[np.argsort(parts.train.lengths[some], kind="stable")]
+    batches = np.full((STEPS, size), -1, dtype=np.int64)
+    batches[:, :rows] = some.reshape(STEPS, 8, rows)[:, 4]
+    draws = parts.data.draw(random, batches.shape)
+    start = parts.parameters.vector.clone()
+    shared = Shared(0, 0, parts.parameters.layout, start)
+    return [
+        ClientJob(
+            client=number,
+            position=number,
+            plan=Plan(),
+            shared=shared,
+            start=start,
+            reference=start,
+            batches=batches,
+            draws={name: draw.to(start.device) for name, draw in draws.items()},
+            seed=number,
+        )
+        for number in range(count)
+    ]
 
 
 def _wait(device: torch.device) -> None:

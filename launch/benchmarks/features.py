@@ -75,6 +75,14 @@ def _packed(arena: Arena) -> Round:
     return arena.engine(10)
 
 
+def _compiled(arena: Arena) -> Round:
+    return arena.engine(10, compile=True)
+
+
+def _like_length(arena: Arena) -> Round:
+    return arena.engine(1, like_length=True)
+
+
 def _evaluate(arena: Arena) -> Round:
     """The logits of some training examples, whatever the round."""
     parts = arena.parts()
@@ -94,17 +102,12 @@ PADDED = Work("MiniLM, texts of 3 to 64 tokens, batch 16", padded_texts, minilm,
 SHORT = replace(PADDED, data=short_texts)
 
 FEATURES = (
-    Feature("ten packed clients", TINY, TINY, lambda a: a.engine(1), lambda a: a.engine(10)),
-    Feature("packed steps compiled", TINY, TINY, lambda a: a.engine(10), lambda a: a.engine(10, compile=True)),
-    Feature("packed steps compiled", DEIT, DEIT, _packed, lambda arena: arena.engine(10, compile=True)),
-    Feature("batches as long as their longest text", PADDED, SHORT, lambda a: a.engine(1), lambda a: a.engine(1)),
+    Feature("ten packed clients", TINY, TINY, _alone, _packed),
+    Feature("packed steps compiled", TINY, TINY, _packed, _compiled),
+    Feature("packed steps compiled", DEIT, DEIT, _packed, _compiled),
+    Feature("batches as long as their longest text", PADDED, SHORT, _alone, _alone),
     Feature(
-        "and of texts of like length",
-        SHORT,
-        SHORT,
-        lambda a: a.engine(1),
-        lambda a: a.engine(1, like_length=True),
-        False,
+        "and of texts of like length", SHORT, SHORT, _alone, lambda arena: arena.engine(1, like_length=True), False
     ),
     Feature("evaluation in the order of lengths", PADDED, SHORT, _evaluate, _evaluate),
 )

@@ -1,6 +1,7 @@
 """Packed steps that torch.compile made: the same results, compiled once."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,17 @@ from tests import tiny
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+"""What is read and cut into graphs, alone, and all of it, with a C++ compiler, which takes its time."""
 
 
-@needs_compiler
-@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])  # compiling takes its time
-def test_a_compiled_step_equals_an_eager_one_and_is_compiled_once(dropout: float) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_compiled_step_equals_an_eager_one_and_is_compiled_once(
+    dropout: float, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rounds of clients of different length, with an evaluation in between; LoRA's dropout is drawn per slot."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     built = tiny.build(LoRA(lora_rank=2, lora_dropout=dropout))
     eager, compiled = built.packed(2), built.packed(2, compile=True)
     torch._dynamo.reset()

@@ -68,6 +68,7 @@ def test_what_cannot_be_packed_is_not_measured(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [*COMMON, "--method", "FullFineTuning", "--client.pack", "auto", "--rounds", "1"]
+    options += ["--client.compile", "true"]  # of which nothing is left, either
     assert main(["run", *options, "--run_dir", str(tmp_path / "run")]) == 0
     assert "client.pack auto falls back to one client after another" in capsys.readouterr().out
     assert (measured, pack_of(tmp_path / "run")) == ([], 1)

@@ -1,0 +1,89 @@
+"""Clients whose work cannot be used: what is wrong with it, and what becomes of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import Literal
+
+from fedsim.client import Trained
+from fedsim.errors import TrainingError
+
+Policy = Literal["skip", "fail", "clip"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A client's work, and what was wrong with it.
+
+    Attributes:
+        trained: what it may upload; None where it is left out.
+        fault: what was wrong, or nothing.
+    """
+
+    trained: Trained | None
+    fault: str = ""
+
+
+def judge(trained: Trained, policy: Policy, max_norm: float | None) -> Judged:
+    """Looks at what a client made before it is sent.
+
+    Args:
+        trained: the job that is done.
+        policy: skip leaves a bad client out, fail stops the run, clip shortens an update that is too long and leaves
+            others out, as nothing else can be done with them.
+        max_norm: how long an update may be; None for any length.
+
+    Raises:
+        TrainingError: its work is bad and the policy is to fail; it names client and round.
+    """
+    fault, norm = _fault(trained, max_norm)
+    if not fault:
+        return Judged(trained)
+    job = trained.job
+    if policy == "fail":
+        raise TrainingError(
+            f"the update of client {job.client} in round {job.shared.round}: {fault}; lower client.lr or server.lr, "
+            "or leave such clients out (on_bad_client skip)"
+        )
+    if policy == "clip" and max_norm is not None and isfinite(norm):
+        vector = job.reference + (trained.vector - job.reference) * (max_norm / norm)
+        return Judged(replace(trained, vector=vector), fault)
+    return Judged(None, fault)
+
+
+def report(faults: Sequence[tuple[int, str]], round: int, clients: int, left_out: int) -> list[str]:
+    """Says what was wrong in a round, in a line.
+
+    Args:
+        faults: client and fault of each bad one.
+        round: which.
+        clients: how many trained.
+        left_out: how many of them were.
+
+    Raises:
+        TrainingError: all were left out.
+    """
+    if not faults:
+        return []
+    client, fault = faults[0]
+    if left_out == clients:
+        raise TrainingError(
+            f"round {round}: all {clients} clients were left out, client {client} because {fault}; lower client.lr or "
+            "server.lr"
+        )
+    done = f"{left_out} of {clients} clients left out" if left_out else f"{len(faults)} of {clients} updates shortened"
+    return [f"round {round}: {done}, client {client} as {fault}"]
+
+
+def _fault(trained: Trained, max_norm: float | None) -> tuple[str, float]:
+    """What is wrong, or nothing; and how long the update is, infinite where it is not finite."""
+    broken = int((~trained.vector.isfinite()).sum())
+    if broken:
+        return f"{broken} of {len(trained.vector)} values are not finite", float("inf")
+    lost = [name for name, value in trained.logged.items() if name == "train/loss" and not isfinite(value)]
+    if lost:
+        return "its loss is not finite", float("inf")
+    if max_norm is None:
+        return "", 0.0
+    norm = float((trained.vector - trained.job.reference).norm())
+    return (f"its update has length {norm:.3g}, above max_update_norm {max_norm:g}" if norm > max_norm else ""), norm

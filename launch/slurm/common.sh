@@ -1,0 +1,37 @@
+# What both batch scripts share: where workers meet, where the run goes, and how it goes on.
+
+PYTHON=${PYTHON:-.venv/bin/python}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol --oneliner show node "$head" | sed 's/.*NodeAddr=\([^ ]*\).*/\1/')
+export MASTER_ADDR
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node do not collide
+
+# The same directory whenever the job starts; a --run_dir of the user's comes behind it and wins.
+RUN_DIR=runs/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
+RUN=(--run_dir "$RUN_DIR" --resume auto)
+
+# Runs a job step, and queues the job again where the time limit came and the run can go on. A job that is preempted SLURM
+# itself queues again; a job that is cancelled ends.
+run_and_requeue() {
+    local previous="" argument step status=0 limit=""
+    for argument in "$@"; do
+        [ "$previous" = --run_dir ] && RUN_DIR=$argument
+        case $argument in --run_dir=*) RUN_DIR=${argument#--run_dir=} ;; esac
+        previous=$argument
+    done
+    rm -f "$RUN_DIR/PREEMPTED"
+    "$@" &
+    step=$!
+    # The signal of --signal=B: is the shell's alone; SIGTERM SLURM sends to every step, and the shell stays until they end.
+    trap 'limit=yes; scancel --signal="${STOP_SIGNAL:-USR1}" "$SLURM_JOB_ID" 2> /dev/null || true' USR1
+    trap : TERM
+    while kill -0 "$step" 2> /dev/null; do
+        wait "$step" && status=0 || status=$?
+    done
+    if [ "$limit" ] && [ -e "$RUN_DIR/PREEMPTED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+    exit "$status"
+}

@@ -1,0 +1,84 @@
+"""The batch scripts' common part, with commands of our own in SLURM's place: what is run, and when a job goes on."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[2] / "launch" / "slurm"
+COMMANDS = {
+    "scontrol": 'case "$*" in *hostnames*) echo n1 ;; *node*) echo "NodeName=n1 NodeAddr=10.0.0.7 x" ;;'
+    ' *) echo "$@" >> asked ;; esac',
+    "scancel": 'echo "$@" >> asked; touch told',
+    "srun": 'echo "$@" > ran; while [ -e go_on ] && [ ! -e told ]; do sleep 0.05; done; [ -e told ] && mkdir -p "$DIR"'
+    ' && touch "$DIR/PREEMPTED"; exit "${STATUS:-0}"',
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A folder with the commands, where a job runs."""
+    for name, body in COMMANDS.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+def start(job: Path, script: str, *options: str, **environment: str) -> subprocess.Popen[str]:
+    given = {"SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "FEDSIM_SLURM": str(HERE)}
+    path = f"{job}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        ["bash", str(HERE / script), *options],
+        cwd=job,
+        env={**given, "DIR": "runs/slurm-41", "PATH": path, "PYTHON": "python", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("script", ["fedsim.sbatch", "fedsim_torchrun.sbatch"])
+def test_a_run_goes_to_a_directory_of_the_jobs(script: str, job: Path) -> None:
+    assert start(job, script, "--rounds", "7", SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3").wait(30) == 0
+    ran = (job / "ran").read_text()
+    assert "-m launch run --run_dir runs/slurm-40-3 --resume auto --rounds 7" in ran
+    assert ("--rdzv_endpoint=10.0.0.7:20041" in ran) == ("torchrun" in script)
+    assert not (job / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "sent"), [("fedsim.sbatch", "--signal=USR1 41"), ("fedsim_torchrun.sbatch", "--signal=TERM 41")]
+)
+def test_at_the_time_limit_the_run_is_told_and_the_job_queued_again(script: str, sent: str, job: Path) -> None:
+    (job / "go_on").touch()
+    batch = start(job, script, "--run_dir=mine", DIR="mine", STATUS="85")
+    while not (job / "ran").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(30) == 85
+    assert (job / "asked").read_text().splitlines() == [sent, "requeue 41"]
+
+
+@pytest.mark.parametrize("why", ["failed", "cancelled", "too often"])
+def test_a_job_that_cannot_or_should_not_go_on_is_not_queued_again(why: str, job: Path) -> None:
+    """A marker of an earlier start says nothing; nor does one that a cancelled step left."""
+    (job / "runs" / "slurm-41").mkdir(parents=True)
+    (job / "runs" / "slurm-41" / "PREEMPTED").touch()
+    if why != "failed":
+        (job / "go_on").touch()
+    batch = start(job, "fedsim.sbatch", STATUS="2", SLURM_RESTART_COUNT="100")
+    while not (job / "ran").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    if why == "cancelled":
+        batch.send_signal(signal.SIGTERM)  # which the steps get, too
+        (job / "told").touch()
+    if why == "too often":
+        batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(30) == 2
+    asked = (job / "asked").read_text().splitlines() if (job / "asked").exists() else []
+    assert asked == (["--signal=USR1 41"] if why == "too often" else [])
