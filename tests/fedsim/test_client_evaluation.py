@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,20 @@ def test_clients_that_a_metric_says_nothing_of_are_left_out() -> None:
     assert list(found.values()) == [0.5, 0.0, 1.0]
 
 
-def test_personal_training_that_diverges_ends_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("policy", "status"), [("skip", 0), ("fail", 1)])
+def test_a_client_that_diverges_when_it_trains_on_is_as_it_was_before(
+    policy: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or ends the run, where bad clients do."""
     wild = ("--client.lr", "30", "--evaluation.held_out", "0.2", "--evaluation.local_epochs", "40")
-    short = ("--rounds", "1", "--evaluation.clients", "2", "--run_dir", str(tmp_path / "run"))
-    assert main(["run", *wild, *short]) == 1
-    assert "trained on after round 0" in capsys.readouterr().err
+    short = ("--rounds", "1", "--evaluation.clients", "2", "--on_bad_client", policy)
+    assert main(["run", *wild, *short, "--run_dir", str(tmp_path / "run")]) == status
+    if policy == "fail":
+        assert re.search(r"the update of client \d+ in round 0: ", capsys.readouterr().err)
+        return
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        first = next(csv.DictReader(file))
+    assert first["personal/accuracy"] == first["clients/accuracy"]
 
 
 def test_personal_vectors_are_each_client_s_own() -> None:
