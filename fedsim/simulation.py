@@ -18,7 +18,7 @@ from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
 from fedsim.jobs import gradient_mask, require_finite, round_job
 from fedsim.ledger import Entry, Travelled
-from fedsim.method import Aggregate, Arrived, ClientJob, ClientState, Download, Plan, ServerState, Shared
+from fedsim.method import Aggregate, Arrived, ClientJob, ClientState, Download, Method, Plan, ServerState, Shared
 from fedsim.personalisation import evaluate_clients
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_steps, sample_cohort
@@ -151,13 +151,9 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     state.notes += report(faults, round, len(active), left_out)
     if faults:
         state.measures["left_out_clients"] = left_out
-    started = time.perf_counter()
-    update = aggregate.finish()
-    if update is not None:  # a cohort that sends nothing is a round without a step
-        method.step(state, update)
-        require_finite(state.vector, f"the server's parameters after round {round}")
+    seconds += _step(method, state, aggregate, round)
     if files is not None:
-        files.round_done(round, state.measures, state.notes, seconds + time.perf_counter() - started)
+        files.round_done(round, state.measures, state.notes, seconds)
     state.measures, state.notes = {}, []
 
 
@@ -298,6 +294,16 @@ def _add(aggregate: Aggregate, arrived: Arrived) -> float:
     """Adds an upload to what there is, and returns the seconds that this took."""
     started = time.perf_counter()
     aggregate.add(arrived)
+    return time.perf_counter() - started
+
+
+def _step(method: Method, state: ServerState, aggregate: Aggregate, round: int) -> float:
+    """Steps the server by what was aggregated, and returns the seconds that this took."""
+    started = time.perf_counter()
+    update = aggregate.finish()
+    if update is not None:  # a cohort that sends nothing is a round without a step
+        method.step(state, update)
+        require_finite(state.vector, f"the server's parameters after round {round}")
     return time.perf_counter() - started
 
 

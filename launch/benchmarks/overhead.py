@@ -40,6 +40,7 @@ class _Watched:
         self.seconds = 0.0
 
     def train(self, jobs: Sequence[ClientJob]) -> Iterator[Trained]:
+        """Trains the jobs, and adds up the time between what is asked of it and what it yields."""
         results = iter(self._trainer.train(jobs))
         while True:
             started = time.perf_counter()
