@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Literal
 
 from fedsim.client import Trained
 from fedsim.errors import TrainingError
-
-Policy = Literal["skip", "fail", "clip"]
+from fedsim.options import BadClientPolicy
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Judged:
     fault: str = ""
 
 
-def judge(trained: Trained, policy: Policy, max_norm: float | None) -> Judged:
+def judge(trained: Trained, policy: BadClientPolicy, max_norm: float | None) -> Judged:
     """Looks at what a client made before it is sent.
 
     Args:

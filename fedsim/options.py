@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from fedsim.errors import ConfigurationError
 
+BadClientPolicy = Literal["skip", "fail", "clip"]
+
 
 @dataclass
 class RunOptions:
@@ -28,7 +30,7 @@ class RunOptions:
     seed: int = 0
     evaluate_every_rounds: int = 10
     checkpoint_every_rounds: int = 10
-    on_bad_client: Literal["skip", "fail", "clip"] = "skip"
+    on_bad_client: BadClientPolicy = "skip"
     max_update_norm: float | None = None
 
     def __post_init__(self) -> None:
