@@ -15,21 +15,23 @@ RUN=(--run_dir "$RUN_DIR" --resume auto)
 # Runs a job step, and queues the job again where the time limit came and the run can go on. A job that is preempted SLURM
 # itself queues again; a job that is cancelled ends.
 run_and_requeue() {
-    local previous="" argument step status=0 limit=""
+    local previous="" argument step status heard limit=""
     for argument in "$@"; do
         [ "$previous" = --run_dir ] && RUN_DIR=$argument
         case $argument in --run_dir=*) RUN_DIR=${argument#--run_dir=} ;; esac
         previous=$argument
     done
     rm -f "$RUN_DIR/PREEMPTED"
+    # The signal of --signal=B: is the shell's alone; SIGTERM SLURM sends to every step, and the shell stays until they end.
+    trap 'heard=yes limit=yes; scancel --signal="${STOP_SIGNAL:-USR1}" "$SLURM_JOB_ID" 2> /dev/null || true' USR1
+    trap heard=yes TERM
     "$@" &
     step=$!
-    # The signal of --signal=B: is the shell's alone; SIGTERM SLURM sends to every step, and the shell stays until they end.
-    trap 'limit=yes; scancel --signal="${STOP_SIGNAL:-USR1}" "$SLURM_JOB_ID" 2> /dev/null || true' USR1
-    trap : TERM
-    while kill -0 "$step" 2> /dev/null; do
-        wait "$step" && status=0 || status=$?
-    done
+    while
+        heard="" status=0
+        wait "$step" || status=$?
+        [ "$heard" ] # then it was the waiting that ended; the shell remembers the step's status where that has ended, too
+    do :; done
     if [ "$limit" ] && [ -e "$RUN_DIR/PREEMPTED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ]; then
         scontrol requeue "$SLURM_JOB_ID"
     fi

@@ -153,13 +153,14 @@ def test_the_real_answers_are_right_and_empty_ones_are_not(tmp_path: Path) -> No
 
 
 class Repeats(nn.Module):
-    """A language model that writes down what it is told to, some rows at each call."""
+    """A language model that writes down what it is told to, question by question."""
 
     generation_config: Any = None
 
-    def __init__(self, answers: Tensor, vocabulary: int) -> None:
+    def __init__(self, questions: Tensor, answers: Tensor, vocabulary: int) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(1))
+        self.questions = questions
         self.answers = answers
         self.vocabulary = vocabulary
         self.written = 0
@@ -168,8 +169,11 @@ class Repeats(nn.Module):
         return SimpleNamespace(logits=torch.zeros(len(input_ids), logits_to_keep, self.vocabulary))
 
     def generate(self, input_ids: Tensor, generation_config: Any, **_: Any) -> Tensor:
-        first, self.written = self.written, self.written + len(input_ids)
-        answers = self.answers[first : self.written, : generation_config.max_new_tokens]
+        self.written += len(input_ids)
+        # Questions end where answers begin, and a batch is as long as its longest.
+        asked = (input_ids[:, None] == self.questions[None, :, -input_ids.shape[1] :]).all(2)
+        assert asked.sum(1).eq(1).all()
+        answers = self.answers[asked.int().argmax(1), : generation_config.max_new_tokens]
         return torch.cat([input_ids, answers], dim=1)
 
 
@@ -183,7 +187,8 @@ def test_the_real_answers_through_the_evaluator(tmp_path: Path) -> None:
     data = load(tmp_path, tokenizer=STORIES, max_length=1024, max_new_tokens=600, test_examples=12)
     answers = data.test["labels"].masked_fill(data.test["labels"] == -100, END)
     answers[::3] = answers[1]
-    model = Repeats(answers, 512)
+    questions = data.transform(data.test, None)["input_ids"][:, : -answers.shape[1]]
+    model = Repeats(questions, answers, 512)
     parameters = FlatParameters(model)
     examples = Examples(data, data.test, CPU, torch.float32)
     evaluator = Evaluator(model, parameters, task_of(data), examples, 5, nullcontext)
