@@ -3,12 +3,11 @@
 import json
 import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.reporting import peak_memory_bytes, write_atomically
@@ -18,17 +17,16 @@ from launch.benchmarks.table import print_table
 if TYPE_CHECKING:
     from launch.benchmarks.works import Work
 
-SETTLES_SECONDS = 1
-"""What another simulator's processes still do behind a round must not be timed with whoever comes next."""
-
-MEASURED = ("client_steps_per_second", "ratio_to_bare", "ratio_to_sequential", "peak_memory_bytes")
-
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the table, and writes it as JSON where asked."""
     parser = Arguments("bench", "Measures client steps a second, against a bare training loop in the same process.")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--work", help="only works whose names contain this, such as DeiT (default: all, ten minutes)")
+    parser.add_argument("--work", help="only works whose names contain this, such as DeiT (default: all, an hour)")
+    parser.add_argument(
+        "--who", help="only these contestants, such as pfl,fedsim_packed, and the bare loop (default: all)"
+    )
+    parser.add_argument("--clients", type=int, help="clients a round (default: of the work, 10)")
     parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
     parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
@@ -42,8 +40,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
     parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
     arguments = parser.parse_args(argv)
-    if arguments.repeats < 1 or arguments.threads < 1:
-        raise ConfigurationError("--repeats and --threads are whole numbers of 1 or more")
+    if min(arguments.repeats, arguments.threads, 1 if arguments.clients is None else arguments.clients) < 1:
+        raise ConfigurationError("--repeats, --threads and --clients are whole numbers of 1 or more")
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ConfigurationError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}; make it")
     if arguments.install_peers:
@@ -64,105 +62,63 @@ def main(argv: Sequence[str]) -> int:
     if arguments.features:
         return _features(arguments.repeats)
     if arguments.slots:
-        return _slots(_works(arguments.work), arguments.repeats, arguments.threads)
+        return _slots(_works(arguments.work, arguments.clients), arguments.repeats, arguments.threads)
     if arguments.overhead:
-        return _overhead(_works(arguments.work), arguments.repeats, arguments.threads)
+        return _overhead(_works(arguments.work, arguments.clients), arguments.repeats, arguments.threads)
     if arguments.only is not None:
-        return _once(arguments.only)
-    rows = _measure(_works(arguments.work), arguments.repeats, arguments.threads)
+        return _once(arguments.only, arguments.clients)
+    from launch.benchmarks.rounds import measure
+
+    rows = measure(
+        _works(arguments.work, arguments.clients), arguments.repeats, arguments.threads, _contestants(arguments.who)
+    )
     print_table(rows, arguments.repeats, arguments.threads)
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
     return 0
 
 
-def _works(part: str | None) -> list[int]:
-    """Numbers the works whose names contain a text, whatever its case."""
+def _works(part: str | None, clients: int | None) -> dict[int, "Work"]:
+    """The works whose names contain a text, whatever its case, by their numbers, with so many clients a round."""
     from launch.benchmarks.works import WORKS
 
-    found = [number for number, work in enumerate(WORKS) if (part or "").lower() in work.name.lower()]
+    found = {n: work for n, work in enumerate(WORKS) if (part or "").lower() in work.name.lower()}
     if not found:
         names = "; ".join(work.name for work in WORKS)
         raise ConfigurationError(f"--work is {part!r}, which is in no name of a work; give a part of one of: {names}")
-    return found
+    return {number: replace(work, clients=clients or work.clients) for number, work in found.items()}
 
 
-def _measure(works: Sequence[int], repeats: int, threads: int) -> list[dict[str, Any]]:
-    """Measures every contestant of the numbered works; a peer that is not installed has a row that says so."""
-    from launch.benchmarks.local_work import PEER_OF, WHO
-    from launch.benchmarks.peers.environments import not_installed
-    from launch.benchmarks.works import WORKS
+def _contestants(names: str | None) -> list[str]:
+    """Those that are named, in the order of the table, and the bare loop."""
+    from launch.benchmarks.contestants import CONTESTANTS
 
-    absent = {who: reason for who, peer in PEER_OF.items() if (reason := not_installed(peer))}
-    present = [who for who in WHO if who not in absent]
-    # First, as a process's peak counts from that of the one that started it, which is small only now.
-    peaks = {(number, who): _peak_memory(number, who, threads) for number in works for who in present}
-    rows = []
-    for number in works:
-        work = WORKS[number]
-        seconds = _seconds(work, present, repeats)
-        for who in WHO:
-            row: dict[str, Any] = {"work": work.name, "who": who} | dict.fromkeys(MEASURED)
-            if spent := seconds.get(who):
-                row["client_steps_per_second"] = round(work.clients * work.steps / statistics.median(spent), 1)
-                row["ratio_to_bare"] = _ratio(seconds["bare"], spent)
-                row["ratio_to_sequential"] = _ratio(seconds["fedsim_sequential"], spent)
-                row["peak_memory_bytes"] = peaks[number, who]
-            else:
-                row["note"] = absent[who]
-            rows.append(row)
-    return rows
+    asked = list(CONTESTANTS) if names is None else names.split(",")
+    for name in asked:
+        if name not in CONTESTANTS:
+            raise unknown_name("contestant", name, CONTESTANTS)
+    return [name for name in CONTESTANTS if name in asked or name == "bare"]
 
 
-def _seconds(work: "Work", present: Sequence[str], repeats: int) -> dict[str, list[float]]:
-    """Times the contestants in turn, so that a slow moment of the machine hits all."""
-    from launch.benchmarks.local_work import PEER_OF, Arena, most_apart
-
-    with Arena(work) as arena:
-        contestants = {who: arena.contestant(who) for who in present}
-        expected = contestants["bare"](1)
-        for who, train in contestants.items():  # the warm-up proves equal work
-            difference = float((train(1) - expected).norm() / expected.norm())
-            if difference > most_apart(who):
-                raise RuntimeError(f"{work.name}: {who} differs from the bare loop by {difference:.1e}")
-        seconds: dict[str, list[float]] = {who: [] for who in contestants}
-        for repeat in range(repeats):
-            for who, train in contestants.items():
-                started = time.perf_counter()
-                train(repeat + 1)
-                seconds[who].append(time.perf_counter() - started)
-                if who in PEER_OF:
-                    time.sleep(SETTLES_SECONDS)
-    return seconds
-
-
-def _ratio(others: Sequence[float], own: Sequence[float]) -> float:
-    """How much faster than another one is: the median over neighbouring rounds."""
-    return round(statistics.median(other / spent for other, spent in zip(others, own, strict=True)), 3)
-
-
-def _peak_memory(work: int, who: str, threads: int) -> int:
-    """Runs one round in a process of its own and returns the most memory that it held."""
-    command = [sys.executable, "-m", "launch", "bench", "--only", f"{work}/{who}", "--threads", str(threads)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def _once(only: str) -> int:
-    from launch.benchmarks.local_work import PEER_OF, WHO, Arena
+def _once(only: str, clients: int | None) -> int:
+    from launch.benchmarks.contestants import CONTESTANTS
+    from launch.benchmarks.local_work import Arena
     from launch.benchmarks.peers.environments import not_installed
     from launch.benchmarks.slots import BY_SLOTS
     from launch.benchmarks.works import WORKS
 
     work, _, who = only.partition("/")
-    contestants = {**WHO, **BY_SLOTS}
+    contestants = {**CONTESTANTS, **BY_SLOTS}
     if work not in map(str, range(len(WORKS))) or who not in contestants:
         raise ConfigurationError(
             f"--only is {only!r}; expected 0/bare: a work below {len(WORKS)}, then {', '.join(contestants)}"
         )
-    if who in PEER_OF and (reason := not_installed(PEER_OF[who])):
+    chosen = contestants[who]
+    if chosen.peer and (reason := not_installed(chosen.peer)):
         raise ConfigurationError(f"--only is {only!r}, but {who} is {reason}")
-    with Arena(WORKS[int(work)]) as arena:
-        contestants[who](arena)(1)
+    size = WORKS[int(work)]
+    with Arena(replace(size, clients=clients or size.clients)) as arena:
+        chosen.make(arena)(1)
     workers_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # of the largest that has ended
     print(max(peak_memory_bytes(), workers_bytes))
     return 0
@@ -244,31 +200,30 @@ def _features(repeats: int) -> int:
     return 0
 
 
-def _slots(works: Sequence[int], repeats: int, threads: int) -> int:
+def _slots(works: Mapping[int, "Work"], repeats: int, threads: int) -> int:
+    from launch.benchmarks.rounds import peak_memory
     from launch.benchmarks.slots import BY_SLOTS, packings
-    from launch.benchmarks.works import WORKS
 
     # First, as a process's peak counts from that of the one that started it, which is small only now.
-    peaks = {(work, who): _peak_memory(work, who, threads) for work in works for who in BY_SLOTS}
-    for work in works:
-        rows, chosen = packings(WORKS[work], repeats)
+    peaks = {(n, who): peak_memory(n, who, threads, work.clients) for n, work in works.items() for who in BY_SLOTS}
+    for number, work in works.items():
+        rows, chosen = packings(work, repeats)
         best = max(row.client_steps_per_second for row in rows)
         for row in rows:
-            peak = peaks.get((work, f"slots_{row.slots}"))
+            peak = peaks.get((number, f"slots_{row.slots}"))
             held = f", peak memory {peak / 1e6:.0f} MB" if peak else ""
             taken = f", what auto takes: {row.client_steps_per_second / best:.3f} of the best"
             print(
-                f"{WORKS[work].name}, {row.slots:>2} slots: {row.client_steps_per_second:.1f} client steps/s, "
+                f"{work.name}, {row.slots:>2} slots: {row.client_steps_per_second:.1f} client steps/s, "
                 f"{row.ratio_to_one:.3f} times one after another{held}{taken if row.slots == chosen else ''}"
             )
     return 0
 
 
-def _overhead(works: Sequence[int], repeats: int, threads: int) -> int:
+def _overhead(works: Mapping[int, "Work"], repeats: int, threads: int) -> int:
     from launch.benchmarks.overhead import overhead
-    from launch.benchmarks.works import WORKS
 
-    for work in (WORKS[number] for number in works):
+    for work in works.values():
         for slots in (1, 5):
             found = overhead(work, slots, repeats, threads)
             print(
@@ -280,6 +235,7 @@ def _overhead(works: Sequence[int], repeats: int, threads: int) -> int:
 
 def _population(population: int, repeats: int) -> int:
     from launch.benchmarks.population import COHORT, EXAMPLES, population_times
+    from launch.benchmarks.rounds import median_ratio
 
     if population < COHORT:
         raise ConfigurationError(f"--population is {population}, expected at least {COHORT}, as so many train a round")
@@ -289,5 +245,5 @@ def _population(population: int, repeats: int) -> int:
         print(f"{COHORT} of {times.clients:>9,} clients, {rows:>10,} rows: {milliseconds:8.1f} ms a round")
     for clock, slow, fast in (("", many.seconds, few.seconds), (" of CPU time", many.cpu_seconds, few.cpu_seconds)):
         ratio = statistics.median(slow) / statistics.median(fast)
-        print(f"ratio{clock} {ratio:.3f} of medians, {_ratio(slow, fast):.3f} the median of {repeats} neighbours")
+        print(f"ratio{clock} {ratio:.3f} of medians, {median_ratio(slow, fast):.3f} the median of {repeats} neighbours")
     return 0

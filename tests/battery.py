@@ -18,13 +18,13 @@ from launch.environment import start_workers, stop_workers
 from launch.experiment import run_on
 from tests import tiny
 
-COMMON = (
+FEW_DIGITS = (
     *("--data", "tests.battery.FewDigits", "--partition.clients", "8", "--rounds", "6", "--cohort_size", "5"),
     *("--client.batch_size", "8", "--client.local_epochs", "2"),
     *("--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2"),
 )
-"""Five of eight clients a round: most come again, in the next round or after one that they missed. Each takes two steps
-or more, as A has no gradient in the first one."""
+"""What every entry has in common, on whichever backbone: five of eight clients a round, so that most come again, in the
+next round or after one that they missed. Each takes two steps or more, as A has no gradient in the first one."""
 
 CLIENTS = ("--evaluation.held_out", "0.2", "--evaluation.clients", "7", "--evaluation.local_epochs", "1")
 
@@ -118,15 +118,24 @@ class Answers(DataSet):
         return tiny.answers(train=600, test=300)
 
 
+SAVED: dict[str, tuple[str, dict[str, int]]] = {
+    "digits_vit": ("vit", {"num_labels": 10}),
+    "vit": ("vit", {"num_channels": 3}),
+    "gpt2_lm": ("gpt2_lm", {}),
+}
+"""The smallest backbones, by the folders that they are saved in."""
+
+
 def entries(folder: Path) -> dict[str, list[str]]:
     """Every entry's options; the backbones that they name lie below a folder, and are saved where they do not yet."""
-    for name, options in {"vit": {"num_channels": 3}, "gpt2_lm": {}}.items():
+    for name, (kind, options) in SAVED.items():
         if not (folder / name).exists():
             with torch.random.fork_rng(), quiet():
                 torch.manual_seed(1)
-                tiny.BACKBONES[name](**options).save_pretrained(folder / name)
+                tiny.BACKBONES[kind](**options).save_pretrained(folder / name)
     methods = {name: ("--method", name, *options) for name, options in BATTERY.items()}
-    return {name: [o.format(here=folder) for o in options] for name, options in {**methods, **VARIANTS}.items()}
+    common = [*FEW_DIGITS, "--backbone.path", str(folder / "digits_vit")]
+    return {name: common + [o.format(here=folder) for o in own] for name, own in {**methods, **VARIANTS}.items()}
 
 
 class Spy:
@@ -157,7 +166,7 @@ def run_all(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         options = options_of[name]
         spy.carried.clear()
-        settings = read_settings([*COMMON, *options, "--run_dir", str(folder / name)])
+        settings = read_settings([*options, "--run_dir", str(folder / name)])
         run_on(settings, fabric, workers, Console(quiet=True))
         torch.save(list(spy.carried), folder / f"{name}-carried-{workers.rank}.pt")
     stop_workers()

@@ -16,17 +16,19 @@ from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import read_settings
 from launch.environment import start_workers
-from tests.battery import BATTERY, COMMON, NOT_PACKED
+from tests.battery import BATTERY, NOT_PACKED, entries
 
 METHODS = sorted(BATTERY)
 
 
-def options_of(method: str) -> list[str]:
-    return [*COMMON, "--method", method, *BATTERY[method]]
+@pytest.fixture(scope="module")
+def options_of(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """By method."""
+    return entries(tmp_path_factory.mktemp("battery"))
 
 
-def built(method: str, *options: str) -> tuple[Built, Workers]:
-    settings = read_settings([*options_of(method), *options])
+def built(*options: str) -> tuple[Built, Workers]:
+    settings = read_settings(list(options))
     fabric, workers = start_workers("cpu", settings.precision, 1)
     return build(settings, fabric, workers), workers
 
@@ -38,10 +40,12 @@ def started(made: Built) -> ServerState:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_round_changes_what_trains_and_nothing_else(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_round_changes_what_trains_and_nothing_else(
+    method: str, options_of: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """P moves where clients upload, or where the method drew it anew, and nowhere else; the frozen backbone keeps every
     bit, but for what the method itself changed."""
-    made, workers = built(method)
+    made, workers = built(*options_of[method])
     state, told = started(made), list[Briefing]()
     brief = simulation.brief
 
@@ -70,17 +74,17 @@ def test_one_round_changes_what_trains_and_nothing_else(method: str, monkeypatch
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_both_trainers_agree(method: str) -> None:
+def test_both_trainers_agree(method: str, options_of: dict[str, list[str]]) -> None:
     """Norm of the difference over norm of the update, per client, one after another against packed.
 
     In the second round, whose jobs have masks, penalties and parts of their own; in float64, as the two round alike
     but for the last bits.
     """
-    options = ["--precision", "64-true", "--client.batch_size", "2", "--client.local_epochs", "2"]
+    options = [*options_of[method], "--precision", "64-true", "--client.batch_size", "2", "--client.local_epochs", "2"]
     if method == "SLoRA":  # the stage that packs
         options += ["--method.stage_one_rounds", "1"]
-    made, workers = built(method, *options)
-    packed, _ = built(method, *options, "--client.pack", "3")
+    made, workers = built(*options)
+    packed, _ = built(*options, "--client.pack", "3")
     assert (packed.pack == 1) == (method in NOT_PACKED), packed.notes
     state, jobs, updates = started(made), list[ClientJob](), dict[int, Tensor]()
     train = made.experiment.trainer.train

@@ -2,6 +2,7 @@
 bits, that the collectives carry the bytes of the ledger, and that the outcome loads in PEFT."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 
 import launch.experiment
 from fedsim import simulation
+from fedsim.checkpoint import Checkpoint, save_checkpoint
 from fedsim.codec import decode_message, values_in
 from fedsim.simulation import Result
 from launch.__main__ import main
@@ -23,7 +25,7 @@ from launch.configuration import read_settings
 from launch.drills.outcome import bits, table
 from launch.registry import choices
 from tests import workers as several
-from tests.battery import BATTERY, COMMON, VARIANTS, entries, run_all
+from tests.battery import BATTERY, VARIANTS, entries, run_all
 
 METHODS = sorted(BATTERY)
 KEEPING = ("tiers", "error feedback", "pruned ranks")
@@ -69,11 +71,15 @@ class Finished:
     """A run of a method, in this process, and what its transport was given.
 
     Attributes:
+        options: of the run.
+        killed: what it would have left behind, had it been killed behind its fourth round.
         uploads: the length of each client's message, round by round in cohort order.
         downloads: the lengths of each round's messages.
     """
 
+    options: Sequence[str]
     folder: Path
+    killed: Path
     result: Result
     uploads: list[int]
     downloads: list[list[int]]
@@ -87,8 +93,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
 
 
 def _run(options: Sequence[str], folder: Path, patch: pytest.MonkeyPatch) -> Finished:
-    found = Finished(folder, None, [], [])  # type: ignore[arg-type]
-    simulate, send_down, arrived = ORIGINALS
+    found = Finished(options, folder, folder.with_name(f"{folder.name}, killed"), None, [], [])  # type: ignore[arg-type]
+    simulate, send_down, arrived, save = ORIGINALS
 
     def keep(*args: object) -> Result:
         found.result = simulate(*args)  # type: ignore[arg-type]
@@ -103,15 +109,21 @@ def _run(options: Sequence[str], folder: Path, patch: pytest.MonkeyPatch) -> Fin
         found.uploads.append(len(args[5]))  # type: ignore[arg-type]
         return arrived(*args)  # type: ignore[arg-type]
 
+    def save_and_copy(into: Path, checkpoint: Checkpoint) -> None:
+        save(into, checkpoint)
+        if checkpoint.round == 4:
+            shutil.copytree(folder, found.killed)
+
     patch.setattr(launch.experiment, "simulate", keep)
+    patch.setattr(simulation, "save_checkpoint", save_and_copy)
     patch.setattr(simulation, "_send_down", spy_down)
     patch.setattr(simulation, "_arrived", spy_up)
-    launch.experiment.run(read_settings([*COMMON, *options, "--run_dir", str(folder)]), Console(quiet=True))
+    launch.experiment.run(read_settings([*options, "--run_dir", str(folder)]), Console(quiet=True))
     patch.undo()
     return found
 
 
-ORIGINALS = (simulation.simulate, simulation._send_down, simulation._arrived)
+ORIGINALS = (simulation.simulate, simulation._send_down, simulation._arrived, save_checkpoint)
 
 
 @pytest.fixture(scope="module", params=[(2, EVERYTHING), (3, (*VARIANTS, "FedSALoRA")), (4, ("FLASC", "FedExLoRA"))])
@@ -168,12 +180,19 @@ def test_flasc_pays_exactly_four_bytes_for_each_of_k_values(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("method", ENTRIES)
-def test_resumed_equals_uninterrupted(method: str, tmp_path: Path, finished: dict[str, Finished]) -> None:
-    """In one process; `test_workers.py` kills real ones. Rounds may grow: four rounds and two more are six."""
-    options, parts = [*COMMON, *entries(tmp_path)[method]], tmp_path / "parts"
-    assert main(["run", *options, "--rounds", "4", "--run_dir", str(parts)]) == 0
-    assert main(["run", *options, "--run_dir", str(parts), "--resume", "auto"]) == 0
-    assert bits(parts) == bits(finished[method].folder)
+def test_resumed_equals_uninterrupted(method: str, finished: dict[str, Finished]) -> None:
+    """In one process, from what lay on the disk behind the fourth round; `test_workers.py` kills real ones."""
+    run = finished[method]
+    assert main(["run", *run.options, "--run_dir", str(run.killed), "--resume", "auto"]) == 0
+    assert bits(run.killed) == bits(run.folder)
+
+
+def test_rounds_may_grow(tmp_path: Path, finished: dict[str, Finished]) -> None:
+    """Four rounds and two more are six."""
+    options = [*finished["FedSALoRA"].options, "--run_dir", str(tmp_path / "parts"), "--resume", "auto"]
+    assert main(["run", *options, "--rounds", "4"]) == 0
+    assert main(["run", *options]) == 0
+    assert bits(tmp_path / "parts") == bits(finished["FedSALoRA"].folder)
 
 
 def test_the_battery_covers_every_method() -> None:
@@ -237,7 +256,7 @@ def test_exports_load_in_peft_without_the_project(tmp_path: Path, finished: dict
     """PeftModel, in a process that never imports the project, gives the last evaluation's logits on every test row."""
     lines = []
     for method in METHODS:
-        run, settings = finished[method], read_settings([*COMMON, *entries(tmp_path)[method]])
+        run, settings = finished[method], read_settings([*finished[method].options])
         images = settings.data.load().test["pixel_values"].contiguous()
         logits = run.result.evaluation.outputs["logits"]
         assert len(logits) == len(images) == 120

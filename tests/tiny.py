@@ -40,8 +40,8 @@ GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "bos_token_i
 DROPOUT = {"hidden_dropout_prob": 0.4, "attention_probs_dropout_prob": 0.4}
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "vit": lambda num_channels=1: hf.ViTForImageClassification(
-        hf.ViTConfig(**SIZES, **DROPOUT, image_size=8, patch_size=4, num_channels=num_channels, num_labels=LABELS)
+    "vit": lambda num_channels=1, num_labels=LABELS: hf.ViTForImageClassification(
+        hf.ViTConfig(**SIZES, **DROPOUT, image_size=8, patch_size=4, num_channels=num_channels, num_labels=num_labels)
     ),
     "gpt2": lambda: hf.GPT2ForSequenceClassification(hf.GPT2Config(**GPT2, **TEXT)),
     "gpt2_lm": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2, vocab_size=20)),

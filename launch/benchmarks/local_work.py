@@ -4,7 +4,6 @@ Every contestant trains the same clients on the same rows from the same start an
 equal work is checked before anything is timed.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_partitions.dataset import FederatedData
 from data_partitions.partitioners.iid import IID
 from fedsim.classification import Classification
 from fedsim.client import ClientModule, Trainer
@@ -59,10 +59,10 @@ class Arena:
     def __init__(self, work: Work) -> None:
         self.work = work
         self._open = ExitStack()
-        self._data = work.data()
+        self._data = _enough(work.data(), work.clients * work.batch_size * work.steps)
         labels = self._data.train["labels"].numpy()
         # Enough examples a client that every one of its steps is full.
-        clients = min(work.population, len(labels) // (work.batch_size * work.steps))
+        clients = min(max(work.population, work.clients), len(labels) // (work.batch_size * work.steps))
         self._partition = IID(clients).split(labels, None, np.random.default_rng(0))
 
     def __enter__(self) -> Self:
@@ -70,10 +70,6 @@ class Arena:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
-
-    def contestant(self, who: str) -> Round:
-        """Builds one of `WHO`."""
-        return WHO[who](self)
 
     def model(self) -> nn.Module:
         """Makes the adapted backbone."""
@@ -184,58 +180,29 @@ class Arena:
         backbone = parts.module.backbone
         return Evaluator(backbone, parts.parameters, Classification(), parts.train, EVALUATION_BATCH, nullcontext)
 
-    def peer(self, who: str, bf16: bool = False) -> Round:
-        """Another simulator's whole round, in a process of its own, of as many threads as this one."""
-        return self._open.enter_context(peer(who, replace(self.work, bf16=bf16), torch.get_num_threads()))
+    def peer(self, who: str, bf16: bool = False, threads: int = 1) -> Round:
+        """Another simulator's whole round, in a process of its own, of so many times the threads of this one."""
+        work = replace(self.work, bf16=bf16)
+        return self._open.enter_context(peer(who, work, threads * torch.get_num_threads()))
 
-    def two_workers(self, slots: int) -> Round:
+    def two_workers(self, slots: int, compile: bool = False) -> Round:
         """The engine's whole round on two processes, each of as many threads as this one."""
-        return self._open.enter_context(two_workers(partial(_share, self.work, slots), torch.get_num_threads()))
+        build = partial(_share, self.work, slots, compile)
+        return self._open.enter_context(two_workers(build, torch.get_num_threads()))
 
 
-def _bare(arena: Arena) -> Round:
-    model = arena.model()
-    start = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-
-    def reset(model: nn.Module) -> nn.Module:
-        for parameter, value in zip((p for p in model.parameters() if p.requires_grad), start, strict=True):
-            parameter.data.copy_(value)
-        return model
-
-    return lambda round: arena.loop(reset(model), round, reset)
+def _enough(data: FederatedData, examples: int) -> FederatedData:
+    """Lets the training examples come again where a round needs more: speed asks for no new ones."""
+    times = -(-examples // len(data.train["labels"]))
+    columns = {name: column.repeat(times, *[1] * (column.ndim - 1)) for name, column in data.train.items()}
+    return data if times == 1 else replace(data, train=columns)
 
 
-def _deep_copy(arena: Arena) -> Round:
-    model = arena.model()
-    return lambda round: arena.loop(model, round, copy.deepcopy)
-
-
-def _share(work: Work, slots: int, workers: Workers) -> Round:
+def _share(work: Work, slots: int, compile: bool, workers: Workers) -> Round:
     """One worker's part of a round, built in its own process."""
-    return Arena(work).engine(slots, workers)
+    return Arena(work).engine(slots, workers, compile=compile)
 
 
 def flat(model: nn.Module) -> Tensor:
     """Copies what trains into one vector, (P,)."""
     return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
-
-
-WHO: dict[str, Callable[[Arena], Round]] = {
-    "bare": _bare,
-    "deep_copy": _deep_copy,
-    "pfl": lambda arena: arena.peer("pfl"),
-    "pfl_bf16": lambda arena: arena.peer("pfl", bf16=True),
-    "flower": lambda arena: arena.peer("flower"),
-    "fedsim_sequential": lambda arena: arena.engine(1),
-    "fedsim_two_workers": lambda arena: arena.two_workers(1),
-    "fedsim_packed": lambda arena: arena.engine(10),
-    "fedsim_packed_two_workers": lambda arena: arena.two_workers(5),
-    "fedsim_packed_bf16": lambda arena: arena.engine(10, bf16=True),
-}
-PEER_OF = {"pfl": "pfl", "pfl_bf16": "pfl", "flower": "flower"}
-"""Which simulator a contestant needs, where that is another one."""
-
-
-def most_apart(who: str) -> float:
-    """The most by which a contestant's mean update may differ from the bare loop's: norm of difference over norm."""
-    return 1e-2 if who.endswith("_bf16") else 1e-4

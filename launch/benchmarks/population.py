@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data_partitions.dataset import FederatedData
 from data_partitions.datasets.digits import PIXEL_MEAN, PIXEL_STD
+from launch.benchmarks.contestants import CONTESTANTS
 from launch.benchmarks.local_work import Arena
 from launch.benchmarks.works import Work, digits, tiny_vit
 
@@ -74,7 +75,8 @@ def population_times(population: int, repeats: int) -> tuple[Times, Times]:
     both = (Times(FEW), Times(population))
     with Arena(work_of(FEW)) as few, Arena(work_of(population)) as many:
         contestants = [
-            (times, arena.contestant("fedsim_sequential")) for times, arena in zip(both, (few, many), strict=True)
+            (times, CONTESTANTS["fedsim_sequential"].make(arena))
+            for times, arena in zip(both, (few, many), strict=True)
         ]
         for _, train in contestants:
             train(0)

@@ -2,20 +2,19 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fedsim.pack_choice import choose_slots
+from launch.benchmarks.contestants import Contestant
 from launch.benchmarks.local_work import Arena
-from launch.benchmarks.works import Round, Work
+from launch.benchmarks.rounds import median_ratio
+from launch.benchmarks.works import Work
 from launch.trainers import measure
 
 COUNTS = (1, 2, 4, 7, 10)
 """Of ten clients a round: more slots would stand empty."""
-BY_SLOTS: dict[str, Callable[[Arena], Round]] = {
-    f"slots_{count}": lambda arena, count=count: arena.engine(count)  # type: ignore[misc]
-    for count in COUNTS
-}
+BY_SLOTS = {f"slots_{count}": Contestant(partial(Arena.engine, slots=count)) for count in COUNTS}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def packings(work: Work, repeats: int) -> tuple[list[Packing], int]:
                 if repeat >= 0:  # the first one warms up
                     spent.append(time.perf_counter() - started)
     rows = [
-        Packing(slots, work.clients * work.steps / statistics.median(spent), _ratio(seconds[1], spent))
+        Packing(slots, work.clients * work.steps / statistics.median(spent), median_ratio(seconds[1], spent))
         for slots, spent in seconds.items()
     ]
     return rows, chosen
@@ -66,7 +65,3 @@ def _chosen(arena: Arena) -> int:
     work = arena.work
     workload = [[work.batch_size] * work.steps for _ in range(work.clients)]
     return choose_slots(measure(arena.parts(), work.clients), [workload], work.clients)
-
-
-def _ratio(others: Sequence[float], own: Sequence[float]) -> float:
-    return statistics.median(other / spent for other, spent in zip(others, own, strict=True))

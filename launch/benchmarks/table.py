@@ -21,20 +21,21 @@ def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -
     table = Table(box=None)
     for name in ("work", "who"):
         table.add_column(name, no_wrap=True)
-    for name in ("client steps/s", "ratio to bare", "peak memory (MB)"):
+    for name in ("threads", "client steps/s", "ratio to bare", "ratio to pfl", "peak memory (MB)"):
         table.add_column(name, justify="right")
     for row in rows:
         if "note" in row:
-            table.add_row(row["work"], row["who"], "not installed")
+            table.add_row(row["work"], row["who"], str(row["threads"]), "not installed")
             continue
-        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}")
-        table.add_row(row["work"], row["who"], *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
+        to_pfl = "" if row["ratio_to_pfl"] is None else f"{row['ratio_to_pfl']:.3f}"
+        numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}", to_pfl)
+        table.add_row(row["work"], row["who"], str(row["threads"]), *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
     console = Console()
     console.print(table)
     for told in dict.fromkeys(f"{row['who']}: {row['note']}" for row in rows if "note" in row):
         console.print(told, highlight=False, soft_wrap=True)
     for row in rows:
-        if row["who"] == "fedsim_two_workers":
+        if row["who"] == "fedsim_two_workers" and row["ratio_to_sequential"] is not None:
             said = f"two workers do {row['ratio_to_sequential']:.3f} times the client steps of one"
             console.print(f"{row['work']}: {said}", highlight=False, soft_wrap=True)
     if _cores() < 2 * threads:

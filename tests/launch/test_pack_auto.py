@@ -9,9 +9,9 @@ import yaml
 import launch.trainers
 from fedsim.pack_choice import StepSeconds
 from launch.__main__ import main
-from tests.battery import COMMON
+from tests.battery import FEW_DIGITS
 
-AUTO = [*COMMON, "--method", "FLASC", "--client.pack", "auto"]
+AUTO = [*FEW_DIGITS, "--method", "FLASC", "--client.pack", "auto"]
 
 
 def lines(path: Path) -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ def test_measuring_changes_nothing_of_the_run(tmp_path: Path) -> None:
 def test_what_cannot_be_packed_is_not_measured(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*COMMON, "--method", "FullFineTuning", "--client.pack", "auto", "--rounds", "1"]
+    options = [*FEW_DIGITS, "--method", "FullFineTuning", "--client.pack", "auto", "--rounds", "1"]
     options += ["--client.compile", "true"]  # of which nothing is left, either
     assert main(["run", *options, "--run_dir", str(tmp_path / "run")]) == 0
     assert "client.pack auto falls back to one client after another" in capsys.readouterr().out
@@ -77,7 +77,17 @@ def test_what_cannot_be_packed_is_not_measured(
 def test_a_method_of_stages_packs_where_it_can(
     tmp_path: Path, measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [*COMMON, "--method", "SLoRA", "--method.stage_one_rounds", "1", "--client.pack", "auto", "--rounds", "2"]
+    options = [
+        *FEW_DIGITS,
+        "--method",
+        "SLoRA",
+        "--method.stage_one_rounds",
+        "1",
+        "--client.pack",
+        "auto",
+        "--rounds",
+        "2",
+    ]
     assert main(["run", *options, "--run_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "client.pack 3 is for a later stage: in the first one " in said

@@ -13,6 +13,7 @@ import torch
 from fedsim.errors import ConfigurationError
 from launch.__main__ import main
 from launch.benchmarks import works
+from launch.benchmarks.contestants import CONTESTANTS
 from launch.benchmarks.local_work import Arena
 from launch.benchmarks.peers import environments, process
 from launch.benchmarks.peers.environments import HOW, PEERS, Peer, not_installed
@@ -53,7 +54,7 @@ def wheel(tmp_path: Path) -> Path:
 def test_a_peer_does_the_rounds_that_it_is_told(notes: Path) -> None:
     """In a folder that goes with it, with as many threads as here; it leaves by itself at the end."""
     with Arena(TINY) as arena:
-        told, bare = arena.peer("fake"), arena.contestant("bare")
+        told, bare = arena.peer("fake"), CONTESTANTS["bare"].make(arena)
         for round in (1, 2, 1):
             assert torch.equal(told(round), bare(round))
         folder, threads = notes.read_text().splitlines()
@@ -136,7 +137,7 @@ def test_peers_do_equal_work(who: str, request: pytest.FixtureRequest) -> None:
     if who == "flower" and "slow" not in request.config.getoption("-m"):
         pytest.skip("it starts Ray; run on request with -m slow")
     with Arena(TINY) as arena:
-        told, bare = arena.contestant(who), arena.contestant("bare")
+        told, bare = CONTESTANTS[who].make(arena), CONTESTANTS["bare"].make(arena)
         for round in (1, 2, 1):
             expected = bare(round)
             assert expected.norm() > 0
