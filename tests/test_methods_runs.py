@@ -22,9 +22,9 @@ from fedsim.codec import decode_message, values_in
 from fedsim.simulation import Result
 from launch.__main__ import main
 from launch.configuration import read_settings
+from launch.drills import workers as several
 from launch.drills.outcome import bits, table
 from launch.registry import choices
-from tests import workers as several
 from tests.battery import BATTERY, VARIANTS, entries, run_all
 
 METHODS = sorted(BATTERY)

@@ -7,7 +7,7 @@ import pytest
 
 from launch.__main__ import main
 from launch.drills.outcome import bits
-from tests.workers import kill, launch, run, wait
+from launch.drills.workers import kill, launch, run, wait
 
 
 def test_a_killed_run_resumes_on_other_workers_with_the_same_bits(tmp_path: Path) -> None:

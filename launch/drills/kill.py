@@ -6,7 +6,6 @@ Which run, in which stage, which worker and when is drawn by seed. Every kill is
 step, before a collective, between the files of a checkpoint, before a batch of the evaluation); so is every restart.
 """
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from fedsim.options import require
 from launch.arguments import Arguments
+from launch.drills import victim, workers
 from launch.drills.outcome import bits
 
 COMMON = ("--rounds", "12", "--cohort_size", "6", "--evaluate_every_rounds", "3", "--checkpoint_every_rounds", "2")
@@ -29,6 +29,10 @@ CASES: dict[str, tuple[str, ...]] = {
 }
 MOMENTS = {"train": 30, "gather": 20, "save": 12, "evaluate": 4}
 """How often a worker gets to a stage in such a run, at least; a checkpoint is the server worker's."""
+
+
+SECONDS = 300
+"""After which a run counts as one that hangs."""
 
 
 @dataclass(frozen=True)
@@ -93,29 +97,24 @@ def survives(kill: Kill, run: Path, whole: Path) -> bool:
     Raises:
         RuntimeError: it was not killed, or did not go on.
     """
-    last_word = run.with_name(f"{run.name}.killed")
-    trap = (kill.stage, str(kill.rank), str(kill.count), str(last_word))
-    killed = _torchrun("launch.drills.victim", *trap, *_command(run, CASES[kill.case]))
+    last_word, said = run.with_name(f"{run.name}.killed"), run.with_name(f"{run.name}.said")
+    trap = (kill.stage, kill.rank, kill.count, last_word)
+    launcher = workers.launch(2, victim.live, *trap, *_command(run, CASES[kill.case]), said=said)
+    workers.wait(launcher, SECONDS)
     if not last_word.exists() or (run / "summary.json").exists():
-        raise RuntimeError(f"{kill} was not killed: {killed.stderr[-2000:]}")
+        raise RuntimeError(f"{kill} was not killed: {said.read_text()[-2000:]}")
     _run(run, CASES[kill.case])
     return bits(run) == bits(whole)
 
 
 def _run(run: Path, options: Sequence[str]) -> None:
-    done = _torchrun("launch", *_command(run, options))
-    if done.returncode:
-        raise RuntimeError(f"a run in {run} failed: {done.stderr[-2000:]}")
+    said = run.with_name(f"{run.name}.said")
+    if workers.wait(workers.launch(2, workers.run, *_command(run, options), said=said), SECONDS):
+        raise RuntimeError(f"a run in {run} failed: {said.read_text()[-2000:]}")
 
 
 def _command(run: Path, options: Sequence[str]) -> tuple[str, ...]:
     return ("run", *COMMON, *options, "--run_dir", str(run), "--resume", "auto")
-
-
-def _torchrun(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Starts two workers on this machine."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    return subprocess.run([*launcher, "-m", module, *arguments], capture_output=True, text=True)
 
 
 if __name__ == "__main__":

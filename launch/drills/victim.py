@@ -1,12 +1,7 @@
-"""One worker's life, until it kills itself in the middle of something: torchrun ... -m launch.drills.victim.
-
-victim STAGE RANK COUNT FILE run ...    the worker RANK makes FILE and dies by SIGKILL when it gets to STAGE for the
-                                        COUNT-th time
-"""
+"""One worker's life, until it kills itself in the middle of something."""
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +10,7 @@ from fedsim import checkpoint
 from fedsim.classification import Classification
 from fedsim.optimizers import SGD
 from fedsim.transport import Workers
+from launch.drills import workers
 from launch.environment import global_rank
 
 STAGES: dict[str, tuple[Any, str]] = {
@@ -26,14 +22,19 @@ STAGES: dict[str, tuple[Any, str]] = {
 """What a worker does in each stage again and again: a function, and where it stands."""
 
 
-def main() -> int:
-    """Sets the trap and runs."""
-    stage, rank, count, last_word, *command = sys.argv[1:]
-    if int(rank) == global_rank():
-        _trap(*STAGES[stage], int(count), Path(last_word))
-    from launch.__main__ import main as launch
+def live(stage: str, rank: int, count: int, last_word: Path, *command: str) -> None:
+    """Does what `python -m launch COMMAND` does.
 
-    return launch(command)
+    Args:
+        stage: of `STAGES`.
+        rank: the worker that dies there, by SIGKILL.
+        count: when it gets there for this time.
+        last_word: the file that it makes before.
+        command: for `launch`.
+    """
+    if rank == global_rank():
+        _trap(*STAGES[stage], count, last_word)
+    workers.run(*command)
 
 
 def _trap(owner: Any, name: str, count: int, last_word: Path) -> None:
@@ -48,7 +49,3 @@ def _trap(owner: Any, name: str, count: int, last_word: Path) -> None:
         return original(*given, **named)
 
     setattr(owner, name, trapped)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

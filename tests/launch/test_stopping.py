@@ -11,8 +11,8 @@ import pytest
 from fedsim import simulation
 from launch.__main__ import main
 from launch.drills.outcome import bits
+from launch.drills.workers import kill, launch, run, wait
 from tests.battery import FEW_DIGITS
-from tests.workers import kill, launch, run, wait
 
 OPTIONS = [*FEW_DIGITS, "--method", "FedSALoRA", "--checkpoint_every_rounds", "50"]
 """Whose clients keep parts of their own; nothing but the stop makes a checkpoint."""

@@ -1,7 +1,4 @@
-"""Workers as torchrun starts them, forked from one process that has imported everything: most of a start is imports.
-
-`tests/test_extend.py` starts torchrun itself.
-"""
+"""Workers as torchrun starts them, forked from one process that has imported everything: most of a start is imports."""
 
 import multiprocessing
 import os
@@ -14,14 +11,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
-import pytest
 
 IMPORTED = (
     "launch.run",
     "sklearn.datasets",
-    "tests.battery",
     "torch.distributed.launcher.api",
     "torch.utils.tensorboard",
+    "transformers.models.vit.modeling_vit",
 )
 """What the process that forks imports, besides what these import. It does nothing else, so it may fork."""
 
@@ -41,9 +37,14 @@ def launch(workers: int, work: Callable[..., object], *arguments: object, said: 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     process = context.Process(target=_launch, args=(workers, work, arguments, said))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # as torchrun does; read when the process that forks imports torch
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun does; read when the process that forks imports torch
+    try:
         process.start()
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
     return process
 
 
