@@ -1,12 +1,14 @@
 """Clients whose work cannot be used: what is wrong with it, and what becomes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Any
 
 from fedsim.client import Trained
 from fedsim.errors import TrainingError
 from fedsim.options import BadClientPolicy
+from fedsim.state import ServerState
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,47 @@ def judge(trained: Trained, policy: BadClientPolicy, max_norm: float | None) -> 
     return Judged(None, fault)
 
 
-def report(faults: Sequence[tuple[int, str]], round: int, clients: int, left_out: int) -> list[str]:
-    """Says what was wrong in a round, in a line.
+class Faults:
+    """What was wrong in a round, as the server worker hears of it.
 
     Args:
-        faults: client and fault of each bad one.
         round: which.
-        clients: how many trained.
-        left_out: how many of them were.
-
-    Raises:
-        TrainingError: all were left out.
     """
-    if not faults:
-        return []
-    client, fault = faults[0]
-    if left_out == clients:
-        raise TrainingError(
-            f"round {round}: all {clients} clients were left out, client {client} because {fault}; lower client.lr or "
-            "server.lr"
-        )
-    done = f"{left_out} of {clients} clients left out" if left_out else f"{len(faults)} of {clients} updates shortened"
-    return [f"round {round}: {done}, client {client} as {fault}"]
+
+    def __init__(self, round: int) -> None:
+        self._round = round
+        self._found: list[tuple[int, str]] = []
+        self._left_out = 0
+
+    def hear(self, client: int, told: Mapping[str, Any]) -> None:
+        """Takes down what a worker told of a client's work, where something was wrong with it."""
+        if told.get("fault"):
+            self._found.append((client, told["fault"]))
+            self._left_out += told.get("left_out", False)
+
+    def report(self, state: ServerState, clients: int) -> None:
+        """Leaves a line for the user, and how many were left out, with the server.
+
+        Args:
+            state: the server's.
+            clients: how many trained.
+
+        Raises:
+            TrainingError: all were left out.
+        """
+        if not self._found:
+            return
+        client, fault = self._found[0]
+        if self._left_out == clients:
+            raise TrainingError(
+                f"round {self._round}: all {clients} clients were left out, client {client} because {fault}; lower "
+                "client.lr or server.lr"
+            )
+        done = f"{self._left_out} of {clients} clients left out"
+        if not self._left_out:
+            done = f"{len(self._found)} of {clients} updates shortened"
+        state.notes.append(f"round {self._round}: {done}, client {client} as {fault}")
+        state.measures["left_out_clients"] = self._left_out
 
 
 def _fault(trained: Trained, max_norm: float | None) -> tuple[str, float]:

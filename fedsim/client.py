@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedsim.classification import Classification
 from fedsim.data import Batch, Examples
-from fedsim.errors import ConfigurationError
+from fedsim.errors import ConfigurationError, named
 from fedsim.method import ClientJob, Penalty
 from fedsim.optimizers import SGD, LocalOptimizer, clip
 from fedsim.parameters import FlatParameters
@@ -135,6 +135,8 @@ def set_client_mode(module: nn.Module, backbone_dropout: bool = False) -> None:
             layer.lora_dropout.train()
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
+        elif getattr(layer, "gradient_checkpointing", False):
+            layer.training = True  # or transformers keeps its activations; what is inside it stays as it is
 
 
 def _loss_of(output: Any) -> Tensor:
@@ -207,7 +209,7 @@ class SequentialTrainer:
         """Trains the jobs in the order given."""
         set_client_mode(self._module, self._backbone_dropout)
         for job in jobs:
-            with self._own_randomness():
+            with named(f"client {job.client}"), self._own_randomness():
                 torch.manual_seed(job.seed)
                 self._run(job)
             yield Trained(job, self._parameters.vector.clone(), self._recorder.means())

@@ -1,5 +1,6 @@
 """Data as the engine sees it: columns under Hugging Face's names, resident on the device, cut into batches by row."""
 
+import copy
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -118,6 +119,12 @@ class Examples:
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
+    def seen_as(self, columns: dict[str, Tensor]) -> "Examples":
+        """Returns the same rows with other columns, (N, ...) each, which are as the model reads them."""
+        other = copy.copy(self)
+        other.columns, other._transform, other._spans = columns, _as_they_are, None
+        return other
+
     @property
     def lengths(self) -> np.ndarray | None:
         """How many places each row has, (N,); None where all have as many."""
@@ -147,3 +154,7 @@ class Examples:
         batch = self._transform({name: column[chosen] for name, column in stored.items()}, draws)
         batch = {name: c.to(self.dtype) if c.is_floating_point() else c for name, c in batch.items()}
         return {**batch, "weight": present.to(self.dtype)}
+
+
+def _as_they_are(batch: Batch, draws: dict[str, Tensor] | None) -> Batch:
+    return batch

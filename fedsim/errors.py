@@ -1,6 +1,7 @@
-"""The errors that end a run with one line, and how a misspelt name is answered."""
+"""The errors that end a run with one line, where they were, and how a misspelt name is answered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -31,6 +32,20 @@ class RunStopped(RuntimeError):
 
 class WorkerLost(RuntimeError):
     """A collective failed because another worker stopped; that one says why."""
+
+
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Adds to whatever goes wrong inside, or in a function that this decorates, where that was.
+
+    Args:
+        where: worker, round, stage or client; it becomes a note of the exception (PEP 678).
+    """
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> ConfigurationError:

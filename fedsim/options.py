@@ -70,6 +70,10 @@ class ClientOptions:
             here when the run starts. It is part of the bits.
         compile: whether packed steps are compiled, which takes a minute at the start, and a C++ compiler. It is part of
             the bits.
+        checkpoint_activations: whether the backbone's layers forget what they computed and compute it again in the
+            backward pass: slower, and in much less memory. For large backbones.
+        cache_features: whether what a head reads is computed once for every example, where the head alone trains and
+            data are not augmented.
         module: class path of your own LightningModule; its first parameter is the adapted backbone.
     """
 
@@ -86,6 +90,8 @@ class ClientOptions:
     backbone_dropout: bool = False
     pack: int | Literal["auto"] = 1
     compile: bool = False
+    checkpoint_activations: bool = False
+    cache_features: bool = False
     module: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -98,6 +104,13 @@ class ClientOptions:
         require("client.local_epochs", self.local_epochs, self.local_epochs >= 1, "1 or more")
         require("client.max_steps", self.max_steps, self.max_steps is None or self.max_steps >= 1, "1 or more, or null")
         require("client.pack", self.pack, self.pack == "auto" or self.pack >= 1, "1 or more, or auto")
+        for other, value in (("backbone_dropout", self.backbone_dropout), ("module", self.module is not None)):
+            require(
+                "client.cache_features",
+                self.cache_features,
+                not (self.cache_features and value),
+                f"false with client.{other}, as features are computed once and without it",
+            )
         require(
             "client.compile",
             self.compile,

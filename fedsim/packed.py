@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedsim.client import Autocast, ClientModule, SequentialTrainer, Trained, set_client_mode, weighted_mean
 from fedsim.data import Batch, Examples
+from fedsim.errors import named
 from fedsim.method import ClientJob, Penalty
 from fedsim.optimizers import LocalOptimizer, clip
 from fedsim.parameters import FlatParameters, Layout
@@ -143,7 +144,8 @@ class PackedTrainer:
                     self._vector[number] = job.start
                     for value in state.values():
                         value[number] = 0
-            self._step(slots, dropouts, state)
+            with named(f"clients {', '.join(str(slot.job.client) for slot in slots if slot)}"):
+                self._step(slots, dropouts, state)
             for number, slot in enumerate(slots):
                 if slot is not None and slot.done:
                     slots[number] = None
@@ -152,11 +154,12 @@ class PackedTrainer:
     def _gradient(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout]) -> tuple[Tensor, Tensor]:
         """The mean loss of every slot's next step, (G,), and its gradient, (G, P)."""
         batch = self._batch(slots)
-        with _packed(self._module.backbone, self._linears, dropouts, slots), self._autocast():
-            losses = self._losses(batch)
-        losses, weight = (value.view(self._count, -1) for value in (losses, batch["weight"]))
-        means = weighted_mean(losses, weight)
-        gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
+        with _packed(self._module.backbone, self._linears, dropouts, slots):
+            with self._autocast():
+                losses = self._losses(batch)
+            losses, weight = (value.view(self._count, -1) for value in (losses, batch["weight"]))
+            means = weighted_mean(losses, weight)
+            gradients = torch.autograd.grad(means.sum(), list(self._weights.values()), materialize_grads=True)
         return means.detach(), torch.cat([part.flatten(1) for part in gradients], dim=1)
 
     def _step(self, slots: list["_Slot | None"], dropouts: Sequence[nn.Dropout], state: dict[str, Tensor]) -> None:
@@ -265,7 +268,7 @@ def _packed(
     dropouts: Sequence[nn.Dropout],
     slots: Sequence[_Slot | None],
 ) -> Iterator[None]:
-    """For one forward: a weight per slot in every layer that trains, and dropout from each slot's generator."""
+    """For one step: a weight per slot in every layer that trains, and dropout from each slot's generator."""
     alone = {name: backbone.get_submodule(name) for name in linears}
     _put(backbone, linears)
     for dropout in dropouts:

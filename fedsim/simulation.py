@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.bad_clients import judge, report
+from fedsim.bad_clients import Faults, judge
 from fedsim.briefing import Briefing, brief, tell
 from fedsim.checkpoint import Checkpoint, save_checkpoint
+from fedsim.errors import named
 from fedsim.evaluation import Evaluation
 from fedsim.exchange import Exchange
 from fedsim.experiment import Experiment
@@ -75,7 +76,8 @@ def simulate(
         evaluated = last or round % experiment.run.evaluate_every_rounds == 0
         if round > done:
             state = enter_stage(experiment, state, round, workers.is_server)
-            run_round(experiment, state, round, workers, files)
+            with named(f"worker {workers.rank}, round {round}"):
+                run_round(experiment, state, round, workers, files)
             stop = workers.any(asked_to_stop())
             saved = last or stop or round % experiment.run.checkpoint_every_rounds == 0
             if files is not None and (saved or evaluated):
@@ -85,7 +87,8 @@ def simulate(
             if stop and not last:
                 return None
         if evaluated:
-            result = evaluate(experiment, state, round, workers, files)
+            with named(f"worker {workers.rank}, evaluation after round {round}"):
+                result = evaluate(experiment, state, round, workers, files)
             if not last and workers.any(asked_to_stop()):
                 if files is not None and round > done and not saved:
                     save_checkpoint(files.folder / "checkpoint", snapshot(state, round, history))
@@ -123,7 +126,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     received = _receive(experiment, exchange, shared, {plan: downloads[plan] for plan in own_plans})
     del downloads
 
-    seconds, faults, left_out = 0.0, [], 0
+    seconds, faults = 0.0, Faults(round)
     aggregate = method.aggregate(state, shared)
     for wave, positions in zip(cut, mine, strict=True):  # usually one: the whole cohort
         # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
@@ -137,9 +140,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 seconds += _add(aggregate, arrived)
                 del arrived
             told, tensors = at_home.get(at, ({}, {}))
-            if told.get("fault"):
-                faults.append((cohort[at], told["fault"]))
-                left_out += told.get("left_out", False)
+            faults.hear(cohort[at], told)
             if at in active:
                 state.clients[cohort[at]] = ClientState(round, tensors)
             if files is not None:
@@ -148,9 +149,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 files.trained(entry, told.get("logged", {}))
         messages, payload = {}, b""  # may be whole backbones, and the next wave needs the room
 
-    state.notes += report(faults, round, len(active), left_out)
-    if faults:
-        state.measures["left_out_clients"] = left_out
+    faults.report(state, len(active))
     seconds += _step(method, state, aggregate, round)
     if files is not None:
         files.round_done(round, state.measures, state.notes, seconds)
@@ -188,6 +187,7 @@ def evaluate(
     return results[main]
 
 
+@named("writing the download")
 def _send_down(
     experiment: Experiment,
     exchange: Exchange,
@@ -226,6 +226,7 @@ class _Received:
     mask: Tensor | None
 
 
+@named("reading the download")
 def _receive(
     experiment: Experiment, exchange: Exchange, shared: Shared, downloads: Mapping[Plan, bytes]
 ) -> dict[Plan, _Received]:
@@ -239,6 +240,7 @@ def _receive(
     return received
 
 
+@named("laying out local work")
 def _jobs(
     experiment: Experiment,
     briefing: Briefing,
@@ -256,6 +258,7 @@ def _jobs(
     return jobs
 
 
+@named("local work")
 def _train(
     experiment: Experiment, exchange: Exchange, jobs: Sequence[ClientJob], examples: Sequence[int]
 ) -> tuple[dict[int, bytes], dict[int, bytes]]:
@@ -274,6 +277,7 @@ def _train(
     return messages, kept
 
 
+@named("reading an upload")
 def _arrived(
     experiment: Experiment,
     exchange: Exchange,
@@ -290,6 +294,7 @@ def _arrived(
     return Arrived(client, plan, update, beside, examples, weight)
 
 
+@named("aggregating")
 def _add(aggregate: Aggregate, arrived: Arrived) -> float:
     """Adds an upload to what there is, and returns the seconds that this took."""
     started = time.perf_counter()
@@ -297,6 +302,7 @@ def _add(aggregate: Aggregate, arrived: Arrived) -> float:
     return time.perf_counter() - started
 
 
+@named("the server's step")
 def _step(method: Method, state: ServerState, aggregate: Aggregate, round: int) -> float:
     """Steps the server by what was aggregated, and returns the seconds that this took."""
     started = time.perf_counter()

@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(error: Exception, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"fedsim: {' '.join(str(error).split())}", file=sys.stderr)
+    where = f" ({'; '.join(notes)})" if (notes := getattr(error, "__notes__", [])) else ""
+    print(f"fedsim: {' '.join(str(error).split())}{where}", file=sys.stderr)
     return status
 
 

@@ -30,6 +30,7 @@ from fedsim.penalties import all_penalties
 from fedsim.seeding import Purpose, generator, torch_seed
 from fedsim.task import Task, task_of
 from fedsim.transport import Workers
+from launch.activations import cache_features, checkpoint_activations, require_the_same_examples
 from launch.configuration import Settings
 from launch.fit import check_tokens, try_one_example
 from launch.trainers import Parts, make_trainer
@@ -82,6 +83,11 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
     task = task_of(data)
     train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
     try_one_example(settings, model, task, train, test, fabric)
+    if settings.client.checkpoint_activations:
+        checkpoint_activations(model)
+    if settings.client.cache_features:
+        require_the_same_examples(data)
+        train, test = cache_features(model, parameters, task, (train, test), EVALUATION_BATCH, fabric.autocast, workers)
     module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)

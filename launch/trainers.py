@@ -9,8 +9,9 @@ import lightning
 import numpy as np
 import psutil
 import torch
+from torch import nn
 
-from fedsim.client import ClientModule, SequentialTrainer, Trainer
+from fedsim.client import ClientModule, SequentialTrainer, Trainer, set_client_mode
 from fedsim.data import Examples, FederatedData
 from fedsim.errors import ConfigurationError
 from fedsim.method import ClientJob, Penalty, Plan, Shared
@@ -96,7 +97,15 @@ class Parts:
         reason = why_not_packed(self.module, self.parameters.layout)
         if reason is None and self.options.backbone_dropout:
             reason = "client.backbone_dropout cannot be drawn per client in one forward"
+        if reason is None and self.options.checkpoint_activations and _drops(self.module):
+            reason = "client.checkpoint_activations would draw each client's dropout again in the backward pass"
         return reason
+
+
+def _drops(module: lightning.LightningModule) -> bool:
+    """Whether a client's forward is random."""
+    set_client_mode(module)
+    return any(isinstance(layer, nn.Dropout) and layer.training and layer.p for layer in module.modules())
 
 
 def make_trainer(

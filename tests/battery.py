@@ -12,7 +12,6 @@ from rich.console import Console
 from data_partitions.dataset import DataSet, FederatedData
 from data_partitions.datasets.digits import Digits
 from data_partitions.images.data import ImageData
-from fedsim.backbone import quiet
 from launch.configuration import read_settings
 from launch.environment import start_workers, stop_workers
 from launch.experiment import run_on
@@ -78,6 +77,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("--method", "HetLoRA", "--method.tail_penalty", "0.01", "--method.rank_decay", "0.7"),
         *("--method.aggregation", "sparsity"),
     ),
+    "features": ("--method", "LinearProbe", "--client.cache_features", "true"),
     "photographs": ("--method", "FLASC", "--data", "tests.battery.Photographs", "--backbone.path", "{here}/vit"),
     "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm", *CLIENTS),
 }
@@ -130,9 +130,7 @@ def entries(folder: Path) -> dict[str, list[str]]:
     """Every entry's options; the backbones that they name lie below a folder, and are saved where they do not yet."""
     for name, (kind, options) in SAVED.items():
         if not (folder / name).exists():
-            with torch.random.fork_rng(), quiet():
-                torch.manual_seed(1)
-                tiny.BACKBONES[kind](**options).save_pretrained(folder / name)
+            tiny.save_backbone(folder / name, kind, **options)
     methods = {name: ("--method", name, *options) for name, options in BATTERY.items()}
     common = [*FEW_DIGITS, "--backbone.path", str(folder / "digits_vit")]
     return {name: common + [o.format(here=folder) for o in own] for name, own in {**methods, **VARIANTS}.items()}

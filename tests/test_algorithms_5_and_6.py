@@ -1,5 +1,7 @@
 """The engine against the paper's listings of pruning: every round's P, bit for bit in float64 and in float32."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from fedsim.server import initial_state
 from launch.build import build
 from launch.configuration import read_settings
 from launch.environment import start_workers
+from tests import tiny
 from tests.oracle.algorithms_5_and_6 import Federation, federated_select, fixed_density, iterative_pruning
 
 ROUNDS, COHORT, SEED = 5, 4, 3
@@ -46,11 +49,17 @@ RUNS = (
 )
 
 
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save_backbone(tmp_path_factory.mktemp("backbone"), "vit", num_labels=10)
+
+
 @pytest.mark.parametrize(("case", "scope", "precision", "dtype"), RUNS)
-def test_five_rounds_equal_the_listing(case: str, scope: str, precision: str, dtype: str) -> None:
+def test_five_rounds_equal_the_listing(case: str, scope: str, precision: str, dtype: str, backbone: Path) -> None:
     options, listing = CASES[case]
     given = ["--rounds", str(ROUNDS), "--cohort_size", str(COHORT), "--precision", precision, "--seed", str(SEED)]
     given += ["--method", case.split(",")[0], *options, "--method.mask_scope", scope]
+    given += ["--backbone.path", str(backbone)]
     settings = read_settings([*given, "--communication.value_dtype", dtype])
     fabric, workers = start_workers("cpu", precision, 1)
     experiment = build(settings, fabric, workers).experiment

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from data_partitions.dataset import FederatedData
 from data_partitions.partition import Partition
 from data_partitions.texts.tokens import TextData, pad_rows, with_answers
+from fedsim.backbone import quiet
 from fedsim.client import ClientModule, SequentialTrainer
 from fedsim.data import Examples
 from fedsim.evaluation import Evaluator
@@ -54,6 +56,14 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
         hf.RobertaConfig(**SIZES, **DROPOUT, **TEXT, max_position_embeddings=16)
     ),
 }
+
+
+def save_backbone(folder: Path, kind: str, **options: Any) -> Path:
+    """Saves one of `BACKBONES`, the same weights every time, into a folder that need not be there."""
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(1)
+        BACKBONES[kind](**options).save_pretrained(folder)  # type: ignore[operator]
+    return folder
 
 
 def images(train: int = 40, test: int = 11) -> FederatedData:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from launch.activations import checkpoint_activations
 from launch.benchmarks.local_work import Arena
 from launch.benchmarks.works import Round
+from launch.trainers import Parts
 
 BF16_APART = 1e-2
 
@@ -59,6 +61,11 @@ def _bare_two_threads(arena: Arena) -> Round:
     return train_round
 
 
+def _computing_again(parts: Parts) -> Parts:
+    checkpoint_activations(parts.module.backbone)
+    return parts
+
+
 CONTESTANTS: dict[str, Contestant] = {
     "bare": Contestant(_bare),
     "bare_two_threads": Contestant(_bare_two_threads, threads=2),
@@ -73,6 +80,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "fedsim_packed_compiled": Contestant(lambda arena: arena.engine(10, compile=True)),
     "fedsim_packed_two_workers": Contestant(lambda arena: arena.two_workers(5), threads=2),
     "fedsim_packed_compiled_two_workers": Contestant(lambda arena: arena.two_workers(5, compile=True), threads=2),
+    "fedsim_packed_checkpointed": Contestant(lambda arena: arena.engine(10, prepare=_computing_again)),
     "fedsim_packed_bf16": Contestant(lambda arena: arena.engine(10, bf16=True), most_apart=BF16_APART),
 }
 """By name, in the order of the table."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fedsim.classification import Classification
 from fedsim.transport import Workers
+from launch.activations import cache_features
 from launch.benchmarks.local_work import Arena
 from launch.benchmarks.works import (
     RESIZED,
@@ -21,8 +23,11 @@ from launch.benchmarks.works import (
     padded_texts,
     random_photographs,
     short_texts,
+    tiny_probe,
     tiny_vit,
 )
+from launch.build import EVALUATION_BATCH
+from launch.trainers import Parts
 
 
 @dataclass(frozen=True)
@@ -83,28 +88,41 @@ def _like_length(arena: Arena) -> Round:
     return arena.engine(1, like_length=True)
 
 
+def _read(parts: Parts) -> Parts:
+    """Computes the features of the training set, and trains on them from now on."""
+    given = (parts.module.backbone, parts.parameters, Classification(), (parts.train, parts.train), EVALUATION_BATCH)
+    train, _ = cache_features(*given, parts.autocast, ALONE)
+    return replace(parts, train=train)
+
+
+def _cached(arena: Arena) -> Round:
+    return arena.engine(1, prepare=_read)
+
+
 def _evaluate(arena: Arena) -> Round:
     """The logits of some training examples, whatever the round."""
     parts = arena.parts()
     evaluator, start = arena.evaluator(parts), parts.parameters.vector.clone()
-    alone = Workers(0, 1, torch.device("cpu"))
 
     def round(_: int) -> Tensor:
-        return evaluator.evaluate(start, alone, torch.arange(EVALUATED)).outputs["logits"].flatten()
+        return evaluator.evaluate(start, ALONE, torch.arange(EVALUATED)).outputs["logits"].flatten()
 
     return round
 
 
 EVALUATED = 512
+ALONE = Workers(0, 1, torch.device("cpu"))
 TINY = Work("tiny ViT, batch 4", digits, tiny_vit, 4)
 DEIT = Work("DeiT-Tiny 64 px, batch 4", random_photographs, deit_tiny, 4, RESIZED)
 PADDED = Work("MiniLM, texts of 3 to 64 tokens, batch 16", padded_texts, minilm, 16, clients=4)
+PROBE = Work("tiny ViT, the head alone, batch 16", digits, tiny_probe, 16)
 SHORT = replace(PADDED, data=short_texts)
 
 FEATURES = (
     Feature("ten packed clients", TINY, TINY, _alone, _packed),
     Feature("packed steps compiled", TINY, TINY, _packed, _compiled),
     Feature("packed steps compiled", DEIT, DEIT, _packed, _compiled),
+    Feature("what the head reads computed once", PROBE, PROBE, _alone, _cached),
     Feature("batches as long as their longest text", PADDED, SHORT, _alone, _alone),
     Feature(
         "and of texts of like length", SHORT, SHORT, _alone, lambda arena: arena.engine(1, like_length=True), False

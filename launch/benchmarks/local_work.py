@@ -135,6 +135,7 @@ class Arena:
         compile: bool = False,
         like_length: bool = False,
         watch: Callable[[Trainer], Trainer] = lambda trainer: trainer,
+        prepare: Callable[[Parts], Parts] = lambda parts: parts,
     ) -> Round:
         """The engine's whole round: sampling, encoding, decoding and the server's step included.
 
@@ -145,8 +146,9 @@ class Arena:
             compile: whether packed steps are compiled.
             like_length: whether a client's batches are of texts of like length.
             watch: puts something around the trainer.
+            prepare: changes what the trainer is made of.
         """
-        parts = self.parts(bf16)
+        parts = prepare(self.parts(bf16))
         parameters = parts.parameters
         experiment = Experiment(
             method=LoRA(),

@@ -5,6 +5,9 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+WIDTH = 130
+"""Of the table in a file, where nobody says how wide it may be."""
+
 
 def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -> None:
     """Prints the rows, and what must be known to read them.
@@ -23,14 +26,17 @@ def print_table(rows: Sequence[Mapping[str, Any]], repeats: int, threads: int) -
         table.add_column(name, no_wrap=True)
     for name in ("threads", "client steps/s", "ratio to bare", "ratio to pfl", "peak memory (MB)"):
         table.add_column(name, justify="right")
-    for row in rows:
+    for before, row in zip([{"work": None}, *rows], rows, strict=False):
+        named = "" if row["work"] == before["work"] else row["work"], row["who"], str(row["threads"])
         if "note" in row:
-            table.add_row(row["work"], row["who"], str(row["threads"]), "not installed")
+            table.add_row(*named, "not installed")
             continue
         to_pfl = "" if row["ratio_to_pfl"] is None else f"{row['ratio_to_pfl']:.3f}"
         numbers = (f"{row['client_steps_per_second']:.1f}", f"{row['ratio_to_bare']:.3f}", to_pfl)
-        table.add_row(row["work"], row["who"], str(row["threads"]), *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
+        table.add_row(*named, *numbers, f"{row['peak_memory_bytes'] / 1e6:.0f}")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     console.print(table)
     for told in dict.fromkeys(f"{row['who']}: {row['note']}" for row in rows if "note" in row):
         console.print(told, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from data_partitions.images.data import ImageData
 from data_partitions.texts.tokens import NO_TOKEN, TextData
 from fedsim.backbone import load_backbone
 from launch.registry import BACKBONES
+from methods.linear_probe import LinearProbe
 from methods.lora import LoRA
 
 BERT_VOCABULARY = 30_522
@@ -62,6 +63,12 @@ def tiny_vit(data: FederatedData) -> nn.Module:
     """Loads the embedded backbone, with LoRA of rank 8 on query, key and value."""
     backbone = load_backbone(str(BACKBONES / "glyphs"), data.task, data.label_names)
     return LoRA(lora_rank=8).setup(backbone, seed=0)
+
+
+def tiny_probe(data: FederatedData) -> nn.Module:
+    """Loads the embedded backbone, whose head alone trains."""
+    backbone = load_backbone(str(BACKBONES / "glyphs"), data.task, data.label_names)
+    return LinearProbe().setup(backbone, seed=0)
 
 
 def random_photographs() -> FederatedData:

@@ -58,8 +58,9 @@ def wait(launcher: BaseProcess, seconds: float) -> int | None:
 def kill(launcher: BaseProcess) -> None:
     """As `kill -9` of the launcher and its workers, which outlive a launcher that is killed alone."""
     if launcher.is_alive():
-        for victim in (*psutil.Process(launcher.pid).children(recursive=True), launcher):
-            victim.kill()
+        for worker in psutil.Process(launcher.pid).children(recursive=True):
+            worker.kill()
+        launcher.kill()
         launcher.join()
 
 
@@ -77,8 +78,14 @@ def _launch(workers: int, work: Callable[..., object], arguments: tuple[object, 
     with said.open("wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(uuid4())}
-    config = LaunchConfig(1, 1, workers, max_restarts=0, start_method="fork", **meeting)
+    config = LaunchConfig(
+        *(1, 1, workers),
+        run_id=str(uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork",
+    )
     elastic_launch(config, _work)(work, *arguments)
 
 

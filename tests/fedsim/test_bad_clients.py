@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.bad_clients import Judged, judge, report
+from fedsim.bad_clients import Faults, Judged, judge
 from fedsim.client import Trained
 from fedsim.errors import TrainingError
 from fedsim.method import ClientJob
@@ -66,12 +66,20 @@ def test_only_what_is_too_long_can_be_shortened() -> None:
 
 
 def test_a_round_says_what_was_wrong_and_stops_without_anybody() -> None:
-    faults = [(4, "its loss is not finite"), (9, "3 of 5 values are not finite")]
-    assert report([], 3, 10, 0) == []
-    assert report(faults, 3, 10, 2) == ["round 3: 2 of 10 clients left out, client 4 as its loss is not finite"]
-    assert report(faults, 3, 10, 0) == ["round 3: 2 of 10 updates shortened, client 4 as its loss is not finite"]
+    def noted(left_out: bool, bad: int, clients: int) -> tuple[list[str], dict[str, float]]:
+        state, faults = tiny.server_state([0.0]), Faults(3)
+        faults.hear(1, {"logged": {"train/loss": 0.1}, "fault": ""})
+        for client, fault in ((4, "its loss is not finite"), (9, "3 of 5 values are not finite"))[:bad]:
+            faults.hear(client, {"fault": fault, "left_out": True} if left_out else {"fault": fault})
+        faults.report(state, clients)
+        return state.notes, state.measures
+
+    assert noted(True, 0, 10) == ([], {})
+    said = "client 4 as its loss is not finite"
+    assert noted(True, 2, 10) == ([f"round 3: 2 of 10 clients left out, {said}"], {"left_out_clients": 2})
+    assert noted(False, 2, 10) == ([f"round 3: 2 of 10 updates shortened, {said}"], {"left_out_clients": 0})
     with pytest.raises(TrainingError, match="round 3: all 2 clients were left out, client 4 because its loss"):
-        report(faults, 3, 2, 2)
+        noted(True, 2, 2)
 
 
 @pytest.mark.parametrize("slots", [0, 3], ids=["one after another", "packed"])

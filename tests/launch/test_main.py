@@ -89,6 +89,15 @@ def test_an_error_is_one_line_and_a_status(
     assert (out, err) == ("", f"fedsim: {str(error) or 'interrupted'}\n")
 
 
+def test_the_line_ends_with_where_it_was(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    error = TrainingError("it cannot be written")
+    error.add_note("client 3")
+    error.add_note("worker 1, round 2")
+    answers(error)
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == "fedsim: it cannot be written (client 3; worker 1, round 2)\n"
+
+
 def test_several_lines_become_one(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     answers(ConfigurationError("one\n  two\tthree\n"))
     assert main(["run"]) == 2

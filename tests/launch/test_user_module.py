@@ -25,6 +25,16 @@ class Mine(lightning.LightningModule):
         right = (logits.argmax(-1) == batch["labels"]).float().mean()
         self.log("accuracy", right, prog_bar=True)
         return functional.cross_entropy(logits, batch["labels"])
+
+
+class Fails(Mine):
+    steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        if self.steps == 40:
+            raise RuntimeError("out of paper")
+        return super().training_step(batch, batch_idx)
 """
 
 
@@ -63,3 +73,16 @@ def test_packing_falls_back_and_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     run(tmp_path / "mine", "--client.module", "user_module_of_a_test.Mine", "--client.pack", "4")
     note = "client.pack 4 falls back to one client after another: Mine is no ClientModule: it gives no example_losses"
     assert note in capsys.readouterr().out.splitlines()
+
+
+def test_what_goes_wrong_inside_says_where(tmp_path: Path) -> None:
+    """Worker, round, stage and client, in notes under the traceback."""
+    options = ["--cohort_size", "4", "--client.module", "user_module_of_a_test.Fails"]
+    with pytest.raises(RuntimeError, match="out of paper") as raised:
+        main(["run", *options, "--run_dir", str(tmp_path / "run")])
+    client, stage, where = raised.value.__notes__
+    with (tmp_path / "run" / "ledger.csv").open(newline="") as file:
+        rounds = [int(row["round"]) for row in csv.DictReader(file)]
+    assert client.removeprefix("client ").isdigit()
+    assert stage == "local work"
+    assert where == f"worker 0, round {max(rounds, default=0) + 1}"
