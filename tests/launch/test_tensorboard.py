@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedsim import simulation
+from fedsim.checkpoint import Checkpoint
 from launch.__main__ import main
 
 pytest.importorskip("playwright", reason="no playwright here: pip install -c constraints.txt -e '.[test]'")
@@ -64,10 +66,22 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real run of three rounds; TensorBoard calls it flasc."""
+    """A real run that died in its fourth round, when its second was saved and its third reported, and went on to its
+    fifth; TensorBoard calls it flasc."""
     folder = tmp_path_factory.mktemp("tensorboard") / "runs" / "flasc"
-    short = ("--rounds", "3", "--cohort_size", "3", "--evaluate_every_rounds", "1")
-    assert main(["run", *short, "--run_dir", str(folder)]) == 0
+    short = ("--rounds", "5", "--cohort_size", "3", "--evaluate_every_rounds", "1", "--checkpoint_every_rounds", "2")
+    save = simulation.save_checkpoint
+
+    def die(into: Path, checkpoint: Checkpoint) -> None:
+        if checkpoint.round == 4:
+            raise KeyboardInterrupt
+        save(into, checkpoint)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "save_checkpoint", die)
+        assert main(["run", *short, "--run_dir", str(folder)]) == 130
+    assert [row["round"] for row in rows(folder)] == ["0", "1", "2", "3"]
+    assert main(["run", *short, "--run_dir", str(folder), "--resume", "auto"]) == 0
     return folder
 
 
@@ -108,9 +122,9 @@ def card(page: Page, tag: str) -> Locator:
     return found
 
 
-def last_row(run: Path) -> dict[str, str]:
+def rows(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))[-1]
+        return list(csv.DictReader(file))
 
 
 def x_axis(card: Locator) -> list[float]:
@@ -145,7 +159,7 @@ def test_the_cards_have_the_tags_of_the_run(page: Page) -> None:
 def test_a_curve_ends_where_the_run_ended(tag: str, page: Page, run: Path) -> None:
     """In the table below the chart, and on the chart's axis: in rounds, or in bytes and not in megabytes."""
     name, x, y = CURVES[tag]
-    found, last = card(page, tag), last_row(run)
+    found, last = card(page, tag), rows(run)[-1]
     cells = found.locator("tb-data-table-content-row tb-data-table-content-cell").all_inner_texts()
     _, shown_run, value, step, *_ = (cell.strip() for cell in cells)
     assert shown_run == name
@@ -157,8 +171,18 @@ def test_a_curve_ends_where_the_run_ended(tag: str, page: Page, run: Path) -> No
 
 
 @pytest.mark.parametrize("tag", CURVES)
+def test_a_resumed_curve_has_every_point_once(tag: str, page: Page, run: Path, address: str) -> None:
+    """As the page gets them, from the run's first start and from its second."""
+    name, x, y = CURVES[tag]
+    answer = page.request.get(f"{address}data/plugin/scalars/scalars", params={"run": name, "tag": tag})
+    points = [(step, value) for _, step, value in answer.json()]
+    assert len(points) == 6
+    assert points == [(int(row[x]), pytest.approx(float(row[y]), abs=1e-6)) for row in rows(run)]
+
+
+@pytest.mark.parametrize("tag", CURVES)
 def test_a_curve_is_drawn_from_its_first_step_to_its_last(tag: str, page: Page) -> None:
-    """The axis goes on beyond both ends, to the next tick: a curve of three rounds is 3/4 of it."""
+    """The axis goes on beyond both ends, to the next tick."""
     found = card(page, tag)
     background = found.locator(".row-circle span").evaluate("it => getComputedStyle(it).backgroundColor")
     colour = [int(part) for part in re.findall(r"\d+", background)]
