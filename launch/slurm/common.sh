@@ -12,8 +12,22 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # two jobs on one node do n
 RUN_DIR=runs/slurm-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}
 RUN=(--run_dir "$RUN_DIR" --resume auto)
 
-# Runs a job step, and queues the job again where the time limit came and the run can go on. A job that is preempted SLURM
-# itself queues again; a job that is cancelled ends.
+# In an array, %a stands for the task's number: --seed %a. (Sourced without arguments, this file shares its caller's.)
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//\%a/$SLURM_ARRAY_TASK_ID}"
+
+# An array's own number is that of one of its tasks, too; by this name a task is meant alone.
+JOB=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+JOB=${JOB:-$SLURM_JOB_ID}
+
+# Whether SLURM wants the nodes and gave the job time to leave. It queues a job again that stays to the end of that time, or
+# that got none; one that leaves within it would count as failed. A job that was cancelled is no longer RUNNING.
+asked_to_make_room() {
+    local shown
+    shown=$(scontrol --oneliner show job "$JOB") || return 1
+    [[ $shown == *" JobState=RUNNING "* && $shown == *" PreemptTime="* && $shown != *" PreemptTime=None "* ]]
+}
+
+# Runs a job step, and queues the job again where the run can go on, and the time limit came or others want the nodes.
 run_and_requeue() {
     local previous="" argument step status heard limit=""
     for argument in "$@"; do
@@ -23,7 +37,7 @@ run_and_requeue() {
     done
     rm -f "$RUN_DIR/PREEMPTED"
     # The signal of --signal=B: is the shell's alone; SIGTERM SLURM sends to every step, and the shell stays until they end.
-    trap 'heard=yes limit=yes; scancel --signal="${STOP_SIGNAL:-USR1}" "$SLURM_JOB_ID" 2> /dev/null || true' USR1
+    trap 'heard=yes limit=yes; scancel --signal="${STOP_SIGNAL:-USR1}" "$JOB" 2> /dev/null || true' USR1
     trap heard=yes TERM
     "$@" &
     step=$!
@@ -32,8 +46,9 @@ run_and_requeue() {
         wait "$step" || status=$?
         [ "$heard" ] # then it was the waiting that ended; the shell remembers the step's status where that has ended, too
     do :; done
-    if [ "$limit" ] && [ -e "$RUN_DIR/PREEMPTED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ]; then
-        scontrol requeue "$SLURM_JOB_ID"
+    if [ -e "$RUN_DIR/PREEMPTED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ] &&
+        { [ "$limit" ] || asked_to_make_room; }; then
+        scontrol requeue "$JOB"
     fi
     exit "$status"
 }

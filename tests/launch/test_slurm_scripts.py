@@ -10,8 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parents[2] / "launch" / "slurm"
 COMMANDS = {
-    "scontrol": 'case "$*" in *hostnames*) echo n1 ;; *node*) echo "NodeName=n1 NodeAddr=10.0.0.7 x" ;;'
-    ' *) echo "$@" >> asked ;; esac',
+    "scontrol": 'case "$*" in *hostnames*) echo n1 ;; *show*node*) echo "NodeName=n1 NodeAddr=10.0.0.7 x" ;;'
+    ' *job*) cat shown ;; *) echo "$@" >> asked ;; esac',
     "scancel": 'echo "$@" >> asked; touch told',
     "srun": 'echo "$@" > ran; while [ -e go_on ] && [ ! -e told ]; do sleep 0.05; done; [ -e told ] && mkdir -p "$DIR"'
     ' && touch "$DIR/PREEMPTED"; exit "${STATUS:-0}"',
@@ -42,11 +42,17 @@ def start(job: Path, script: str, *options: str, **environment: str) -> subproce
 
 @pytest.mark.parametrize("script", ["fedsim.sbatch", "fedsim_torchrun.sbatch"])
 def test_a_run_goes_to_a_directory_of_the_jobs(script: str, job: Path) -> None:
-    assert start(job, script, "--rounds", "7", SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3").wait(30) == 0
+    keys = ("--rounds", "7", "--seed", "%a")
+    assert start(job, script, *keys, SLURM_ARRAY_JOB_ID="40", SLURM_ARRAY_TASK_ID="3").wait(30) == 0
     ran = (job / "ran").read_text()
-    assert "-m launch run --run_dir runs/slurm-40-3 --resume auto --rounds 7" in ran
+    assert "-m launch run --run_dir runs/slurm-40-3 --resume auto --rounds 7 --seed 3" in ran
     assert ("--rdzv_endpoint=10.0.0.7:20041" in ran) == ("torchrun" in script)
     assert not (job / "asked").exists()
+
+
+def test_outside_an_array_keys_are_what_they_are(job: Path) -> None:
+    assert start(job, "fedsim.sbatch", "--run_dir", "%a").wait(30) == 0
+    assert (job / "ran").read_text().endswith("--resume auto --run_dir %a\n")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +69,32 @@ def test_at_the_time_limit_the_run_is_told_and_the_job_queued_again(script: str,
     assert (job / "asked").read_text().splitlines() == [sent, "requeue 41"]
 
 
+def test_of_an_array_one_task_alone_is_told_and_queued_again(job: Path) -> None:
+    """The number of the array, which one of its tasks has as its own, would mean all of them."""
+    (job / "go_on").touch()
+    batch = start(job, "fedsim.sbatch", DIR="runs/slurm-41-3", SLURM_ARRAY_JOB_ID="41", SLURM_ARRAY_TASK_ID="3")
+    while not (job / "ran").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(30) == 0
+    assert (job / "asked").read_text().splitlines() == ["--signal=USR1 41_3", "requeue 41_3"]
+
+
+def test_a_preempted_run_that_leaves_in_time_is_queued_again(job: Path) -> None:
+    """SLURM sends SIGTERM to the step alone, and does not queue a job again that has left when it comes for the nodes."""
+    (job / "shown").write_text(
+        "JobId=41 JobState=RUNNING Reason=None PreemptTime=2026-01-02T03:04:05 SuspendTime=None\n"
+    )
+    (job / "told").touch()
+    assert start(job, "fedsim.sbatch", STATUS="85").wait(30) == 85
+    assert (job / "asked").read_text().splitlines() == ["requeue 41"]
+
+
 @pytest.mark.parametrize("why", ["failed", "cancelled", "too often"])
 def test_a_job_that_cannot_or_should_not_go_on_is_not_queued_again(why: str, job: Path) -> None:
     """A marker of an earlier start says nothing; nor does one that a cancelled step left."""
+    (job / "shown").write_text("JobId=41 JobState=COMPLETING Reason=None PreemptTime=None SuspendTime=None\n")
     (job / "runs" / "slurm-41").mkdir(parents=True)
     (job / "runs" / "slurm-41" / "PREEMPTED").touch()
     if why != "failed":
