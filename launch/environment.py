@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ a round; a worker that dies is noticed at once by its launcher, only a lost link
 def global_rank() -> int:
     """Returns this process's rank, before anything is launched."""
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if _under_srun() else "0"))
+
+
+def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment with some variables more, for a command to be called."""
+    return {**os.environ, **variables}
 
 
 def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabric, Workers]":

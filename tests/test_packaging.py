@@ -60,7 +60,7 @@ def test_every_module_is_in_the_wheel(names: set[str]) -> None:
     assert {re.sub(r"[/-].*", "", name) for name in names} == {*PACKAGES, "fedsim_lora"}
 
 
-@pytest.mark.parametrize("folder", ["launch/presets", "launch/backbones/glyphs"])
+@pytest.mark.parametrize("folder", ["launch/presets", "launch/backbones/glyphs", "launch/slurm"])
 def test_the_files_beside_the_modules_are_in_the_wheel(folder: str, names: set[str], wheel: Path) -> None:
     files = {str(path.relative_to(ROOT)) for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert files
