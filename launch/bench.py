@@ -142,10 +142,13 @@ def _install_peers() -> int:
 
 
 def _memory(rounds: int) -> int:
-    from launch.benchmarks.memory import memory_over
+    from launch.benchmarks.memory import growth, memory_over
 
-    for round, held in memory_over(rounds):
-        print(f"round {round:>6}  {held / 1e6:8.1f} MB resident")
+    readings = memory_over(rounds)
+    for one in readings[:: max(1, len(readings) // 10)]:
+        print(f"round {one.round:>6}  {one.resident_bytes / 1e6:8.1f} MB resident  {one.open_files:>4} open files")
+    percent, files = growth(readings)
+    print(f"growth after warm-up: {percent:+.2f}% of memory, {files:+d} open files")
     return 0
 
 

@@ -18,6 +18,7 @@ from launch.__main__ import main
 from launch.benchmarks import features, local_work, overhead, payload, population, rounds, slots, table, works
 from launch.benchmarks.contestants import CONTESTANTS, Contestant
 from launch.benchmarks.local_work import Arena
+from launch.benchmarks.memory import Reading, growth
 from launch.benchmarks.peers import environments
 from launch.benchmarks.peers.environments import PEERS
 from launch.benchmarks.works import WORKS, Round, Work
@@ -253,10 +254,22 @@ def test_every_row_of_a_population_is_there_and_every_client_holds_as_many() -> 
 
 def test_memory_over_rounds_prints_a_line_per_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--memory_rounds", "2", "--threads", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["0", "1", "2"]
     assert all(float(line.split()[2]) > 50 for line in lines)
+    assert all(int(line.split()[5]) >= 3 for line in lines)
+    assert re.fullmatch(r"growth after warm-up: [+-]\d+\.\d\d% of memory, [+-]\d+ open files", last)
     assert torch.get_num_threads() == 1
+
+
+def test_growth_is_of_the_last_tenth_over_the_first_after_warm_up() -> None:
+    """Neither what the first rounds take nor one high reading counts."""
+    held = [100] * 10 + [200, 200, 200, 200, 500] + [200] * 75 + [210] * 9 + [900]
+    readings = [Reading(at, size, 7 if at < 99 else 9) for at, size in enumerate(held)]
+    percent, files = growth(readings)
+    assert percent == pytest.approx(5)
+    assert files == 2
+    assert growth(readings[:1]) == (0, 0)
 
 
 def test_a_feature_is_measured_off_and_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
