@@ -128,9 +128,12 @@ class Exchange:
             raise TrainingError(f"{what}: {error}") from error
 
     def _read(self, payload: bytes, support: Tensor | None, like: Tensor) -> tuple[SparseVector, tuple[Part, ...], int]:
-        (values, *beside), examples = decode_message(payload)
+        parts, examples = decode_message(payload)
+        values, *beside = parts or [b""]
         if not isinstance(values, SparseVector):
             raise PayloadError("a message begins with values of P")
+        if values.length != (expected := self._length if support is None else len(support)):
+            raise PayloadError(f"a message holds a vector of {values.length}, expected one of {expected}")
         places = None if values.indices is None else values.indices.to(like.device)
         moved = SparseVector(values.length, values.values.to(like), places)
         if support is not None:

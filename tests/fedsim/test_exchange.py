@@ -14,6 +14,7 @@ from fedsim.client import Trained
 from fedsim.codec import HEADER_BYTES, PayloadError, encode, values_in
 from fedsim.errors import TrainingError
 from fedsim.exchange import RESIDUAL, Exchange, Sent
+from fedsim.history import History
 from fedsim.method import (
     Aggregate,
     Arrived,
@@ -28,7 +29,7 @@ from fedsim.method import (
 )
 from fedsim.options import CommunicationOptions, RunOptions
 from fedsim.progress import Progress
-from fedsim.reporting import History, RunFiles
+from fedsim.reporting import RunFiles
 from fedsim.simulation import initial_state, run_round, simulate
 from fedsim.sparse import IndexSet, SparseVector
 from methods.flasc import FLASC
@@ -129,6 +130,16 @@ def test_nothing_that_may_travel_is_no_message() -> None:
 def test_a_message_begins_with_values() -> None:
     with pytest.raises(PayloadError, match="begins with values of P"):
         Exchange(EXACT, LENGTH).read_download(encode(b"seed"), None, VECTOR)
+    with pytest.raises(PayloadError, match="begins with values of P"):
+        Exchange(EXACT, LENGTH).read_upload(b"", None, VECTOR)
+
+
+@pytest.mark.parametrize("support", [None, torch.arange(7)])
+def test_a_vector_of_another_length_is_refused(support: Tensor | None) -> None:
+    """One entry of four thousand million is 33 bytes; made whole, 16 GB."""
+    message = encode(SparseVector(2**32 - 1, torch.ones(1), torch.tensor([5])))
+    with pytest.raises(PayloadError, match=f"expected one of {LENGTH if support is None else 7}"):
+        Exchange(EXACT, LENGTH).read_upload(message, support, VECTOR)
 
 
 def test_values_come_in_the_servers_dtype() -> None:
