@@ -1,5 +1,7 @@
 """What a partition is on disk: whole, checked, or refused."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,34 @@ def test_refuses_a_malformed_file(tmp_path: Path, change: dict, message: str) ->
         Partition.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_refuses_arrays_that_are_not_in_the_file(tmp_path: Path) -> None:
+    """Numpy makes room for what a header claims before it reads: 8 TB for some hundred bytes."""
+    path = tmp_path / "partition.npz"
+    np.savez_compressed(path, **GOOD)
+    with pytest.raises(DataError, match="is compressed"):
+        Partition.load(path)
+    for shape in ((10**12,), (-1,)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in GOOD.items():
+                member = io.BytesIO()
+                np.save(member, array)
+                archive.writestr(f"{name}.npy", header.getvalue() if name == "indices" else member.getvalue())
+        with pytest.raises(DataError, match=r"indices\.npy claims"):
+            Partition.load(path)
+
+
+NO_CHARACTER = np.array([0x7B, 0x22, 0x110000, 0x22, 0x3A, 0x31, 0x7D], dtype="<u4").view("<U7")[0]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": "\\ud800"}', np.array(NO_CHARACTER)])
+def test_refuses_arguments_that_json_or_a_terminal_cannot_hold(text: object, tmp_path: Path) -> None:
+    np.savez(tmp_path / "partition.npz", **{**GOOD, "arguments": np.array(text)})
+    with pytest.raises(DataError, match="is no partition"):
+        Partition.load(tmp_path / "partition.npz")
 
 
 def test_refuses_what_is_no_archive(tmp_path: Path) -> None:
