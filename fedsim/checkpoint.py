@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedsim.disk import naming
 from fedsim.errors import ConfigurationError
 
 _TENSORS, _META = "state.safetensors", "state.json"
@@ -42,17 +43,25 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Args:
         folder: the run's checkpoint folder, made where it is missing.
         checkpoint: what to keep.
+
+    Raises:
+        OSError: the disk is full or fails; what was kept before is as it was.
+        ConfigurationError: what was written does not read back.
     """
     final = folder / f"round-{checkpoint.round:06d}"
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
     body = {"round": checkpoint.round, "meta": checkpoint.meta, "tensors_sha256": hashlib.sha256(data).hexdigest()}
     text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
-    _write(temporary / _TENSORS, data)
-    _write(temporary / _META, text.encode())
-    _flush_folder(temporary)
+    try:
+        temporary.mkdir(parents=True)
+        _write(temporary / _TENSORS, data)
+        _write(temporary / _META, text.encode())
+        _flush_folder(temporary)
+    except OSError:  # of a full disk, where half a checkpoint would take the last room
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _flush_folder(folder)
@@ -89,9 +98,17 @@ def _read(path: Path) -> Checkpoint:
         stated = body.pop("sha256")
         if stated != _digest(body) or body["tensors_sha256"] != hashlib.sha256(data).hexdigest():
             raise ValueError("its checksum does not match")
-        return Checkpoint(int(body["round"]), load(data), body["meta"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        return _checked(body["round"], load(data), body["meta"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise ConfigurationError(f"checkpoint {path} is damaged ({error}); it is passed over") from error
+
+
+def _checked(round: object, tensors: dict[str, Tensor], meta: object) -> Checkpoint:
+    if not isinstance(round, int) or isinstance(round, bool) or not 0 <= round < 2**63:
+        raise ValueError("its round is no number of a round")
+    if not isinstance(meta, dict):
+        raise ValueError("it holds nothing beside its tensors")
+    return Checkpoint(round, tensors, meta)
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -99,7 +116,7 @@ def _digest(body: dict[str, Any]) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

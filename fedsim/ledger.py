@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedsim.codec import values_in
+from fedsim.disk import naming
 from fedsim.errors import ConfigurationError
 
 VALUE_BYTES = 4
@@ -91,6 +92,7 @@ class Ledger:
 
     def __init__(self, path: Path, position: int = 0, totals: Totals | None = None) -> None:
         self.totals = totals or Totals()
+        self._path = path
         require_length(path, position)
         self._file = path.open("a" if position else "w", newline="", encoding="utf-8")
         self._file.seek(self._file.truncate(position))
@@ -100,7 +102,8 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Enters one client's bytes."""
-        self._rows.writerow([getattr(entry, column) for column in self.COLUMNS])
+        with naming(self._path):
+            self._rows.writerow([getattr(entry, column) for column in self.COLUMNS])
         self.totals.upload_bytes += entry.upload_bytes
         self.totals.download_bytes += entry.download_bytes
         self.totals.upload_value_bytes += VALUE_BYTES * entry.upload_values
@@ -108,10 +111,12 @@ class Ledger:
 
     def sync(self) -> int:
         """Brings the file to disk and returns its length in bytes: the position that a checkpoint remembers."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self._path):
+            self._file.close()

@@ -10,44 +10,23 @@ import json
 import math
 import os
 import resource
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from lightning.fabric.loggers import TensorBoardLogger
 
+from fedsim.disk import naming
+from fedsim.history import History
 from fedsim.ledger import Entry, Ledger, Totals
 from fedsim.progress import Progress
 
 _TOTALS = ("upload_bytes", "download_bytes", "upload_value_bytes", "download_value_bytes")
-
-
-@dataclass
-class History:
-    """What a run has reported so far; a checkpoint keeps it.
-
-    Attributes:
-        rows: of metrics.csv.
-        ledger_position: bytes of ledger.csv.
-        totals: the ledger's sums.
-        seconds: spent so far.
-        clients: trained so far.
-        logged: since the last evaluation, the sum of each value times its examples, and of those examples.
-        server_seconds: spent on aggregating and stepping.
-        left_out_clients: whose work could not be used.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    ledger_position: int = 0
-    totals: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
-    clients: int = 0
-    logged: dict[str, list[float]] = field(default_factory=dict)
-    server_seconds: float = 0.0
-    left_out_clients: int = 0
 
 
 class RunFiles:
@@ -117,9 +96,10 @@ class RunFiles:
         curves = {name: value for name, value in found.items() if value is not None}
         megabytes = {f"communication/{name.replace('_bytes', '_MB')}": value / 1e6 for name, value in totals.items()}
         by_round = {_tag(name): value for name, value in curves.items()}
-        self._by_round.log_metrics({**by_round, **megabytes}, step=round)
         by_bytes = {_tag(name, "_by_upload_bytes"): value for name, value in curves.items()}
-        self._by_bytes.log_metrics(by_bytes, step=totals["upload_bytes"])
+        with _drawing(self.folder):
+            self._by_round.log_metrics({**by_round, **megabytes}, step=round)
+            self._by_bytes.log_metrics(by_bytes, step=totals["upload_bytes"])
         self._progress.evaluated(round, metrics, totals["upload_bytes"])
 
     def history(self) -> dict[str, Any]:
@@ -127,8 +107,9 @@ class RunFiles:
         self._history.ledger_position = self.ledger.sync()
         self._history.totals = asdict(self.ledger.totals)
         self._history.seconds = self._seconds()
-        self._by_round.experiment.flush()
-        self._by_bytes.experiment.flush()
+        for writer in (self._by_round, self._by_bytes):
+            with _drawing(self.folder):
+                writer.experiment.flush()
         return asdict(self._history)
 
     def finish(
@@ -144,7 +125,7 @@ class RunFiles:
         rows = self._history.rows
         final = {name: rows[-1][name] for name in higher_is_better}
         best = {
-            name: (max if higher else min)((row[name] for row in rows if row[name] is not None), default=None)
+            name: (max if higher else min)((row[name] for row in rows if row.get(name) is not None), default=None)
             for name, higher in higher_is_better.items()
         }
         seconds = self._seconds()
@@ -161,18 +142,30 @@ class RunFiles:
             "peak_memory_bytes": peak_memory_bytes(),
         }
         finite = {f"final/{name}": value for name, value in final.items() if value is not None}
-        self._by_round.log_hyperparams(dict(hyperparameters), finite, step=rows[-1]["round"])
+        with _drawing(self.folder):
+            self._by_round.log_hyperparams(dict(hyperparameters), finite, step=rows[-1]["round"])
         self.history()
         write_atomically(self.folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def __enter__(self) -> Self:
+        self._excepthook, threading.excepthook = threading.excepthook, self._in_thread
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.ledger.close()
-        self._by_round.finalize("")
-        self._by_bytes.finalize("")
-        self._progress.close()
+        with ExitStack() as stack:  # each is closed, whatever becomes of the others on a full disk
+            stack.callback(self._forget_thread_errors)
+            stack.callback(self._progress.close)
+            stack.callback(self._by_bytes.finalize, "")
+            stack.callback(self._by_round.finalize, "")
+            stack.callback(self.ledger.close)
+
+    def _in_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """Shows what went wrong in a thread, but for a full disk: TensorBoard's raises that here at the next write."""
+        if not issubclass(failed.exc_type, OSError):
+            self._excepthook(failed)
+
+    def _forget_thread_errors(self) -> None:
+        threading.excepthook = self._excepthook
 
     def _log(self, name: str, value: float, weight: int) -> None:
         sums = self._history.logged.setdefault(name, [0.0, 0])
@@ -186,11 +179,14 @@ class RunFiles:
 def write_atomically(path: Path, text: str) -> None:
     """Replaces a file by a new text, or leaves it as it was."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with naming(path), temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def peak_memory_bytes() -> int:
@@ -226,4 +222,26 @@ def _tag(metric: str, suffix: str = "") -> str:
 
 
 def _writer(folder: Path, name: str, purge_step: int) -> TensorBoardLogger:
+    _put_before_now(folder / name)
     return TensorBoardLogger(folder, name=name, version="", default_hp_metric=False, purge_step=purge_step)
+
+
+@contextmanager
+def _drawing(folder: Path) -> Iterator[None]:
+    """Names the event files where they cannot be written: Lightning calls that a value that it does not support."""
+    with naming(folder / "events.out.tfevents.*"):
+        try:
+            yield
+        except ValueError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error
+            raise
+
+
+def _put_before_now(folder: Path) -> None:
+    """Renames event files from a clock that was ahead: TensorBoard reads files in the order of the times they name."""
+    now = int(time.time())
+    for back, path in enumerate(sorted(folder.glob("events.out.tfevents.*"), reverse=True), start=1):
+        *head, stamp, rest = path.name.split(".", 4)
+        if stamp.isdecimal() and int(stamp) > now - back:
+            path.rename(path.with_name(".".join([*head, f"{now - back:010d}", rest])))

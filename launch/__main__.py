@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from data_partitions.errors import DataError
+from fedsim.disk import what_to_do
 from fedsim.errors import ConfigurationError, RunStopped, TrainingError, WorkerLost, unknown_name
 from launch.stopping import INTERRUPTED, status_of
 
@@ -22,6 +23,8 @@ COMMANDS = {
 }
 
 BAD_CONFIGURATION, FAILED = 2, 1
+LONGEST_LINE = 2000
+"""Characters of a message that are shown."""
 SERVER_SPEAKS_SECONDS = 30
 """How long a worker with nothing new to say waits for the one that has: all workers meet the same bad configuration,
 and who lost another worker was not the first to stop. The launcher ends who waits; who is still there then speaks."""
@@ -54,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_CONFIGURATION, debug)
     except TrainingError as error:
         return _fail(error, FAILED, debug)
+    except OSError as error:
+        return _fail(error, FAILED, debug, what_to_do(error, command == "run"))
     except WorkerLost as error:
         time.sleep(SERVER_SPEAKS_SECONDS)
         return _fail(error, FAILED, debug)
@@ -67,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _fail(error: Exception, status: int, debug: bool) -> int:
+def _fail(error: Exception, status: int, debug: bool, line: str = "") -> int:
     if debug:
         traceback.print_exception(error)
+    said = " ".join((line or str(error)).split())
+    if len(said) > LONGEST_LINE:  # what was given may be of any length
+        said = f"{said[: LONGEST_LINE // 2]} ... {said[-LONGEST_LINE // 2 :]}"
     where = f" ({'; '.join(notes)})" if (notes := getattr(error, "__notes__", [])) else ""
-    print(f"fedsim: {' '.join(str(error).split())}{where}", file=sys.stderr)
+    print(f"fedsim: {said}{where}", file=sys.stderr)
     return status
 
 

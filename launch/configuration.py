@@ -1,6 +1,5 @@
 """The keys of a run: typed signatures read by jsonargparse, presets by name, and every mistake answered in one line."""
 
-import argparse
 import dataclasses
 import math
 import os
@@ -20,6 +19,7 @@ from fedsim.method import Method
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions, require
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
+from launch.yaml_files import MOST_CHARACTERS, NoSettings, parse_yaml, read_yaml
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 NOT_PART_OF_A_RUN = ("config", "run_dir", "resume", "debug")
@@ -74,13 +74,16 @@ def read_settings(argv: Sequence[str]) -> Settings:
     import_choices()
     _find_modules_here()
     parser = build_parser()
-    arguments = _with_preset(list(argv))
+    arguments = list(argv)
     try:
+        _check_arguments(arguments)
+        arguments = _with_preset(arguments)
         config = parser.parse_args(arguments)
         _check_values(config, parser)
         _resolve_folders(config)
         built = parser.instantiate(config)
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
+    except Exception as error:  # of jsonargparse, and of what it calls, on whatever was given
         raise explain(error, parser, arguments) from error
     _refuse_server_keys(built.method, argv)
     _refuse_error_feedback(built.method, built.communication)
@@ -89,7 +92,6 @@ def read_settings(argv: Sequence[str]) -> Settings:
     require("stop_within_seconds", built.stop_within_seconds, built.stop_within_seconds > 0, "a number above 0")
     if built.client.module is not None:
         built.client.module = _import_module(built.client.module)
-    resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
     run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
@@ -148,6 +150,24 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _check_arguments(argv: Sequence[str]) -> None:
+    """Refuses arguments that no reader of YAML should be given."""
+    for argument in argv:
+        if len(argument) > MOST_CHARACTERS or "\0" in argument:
+            raise ConfigurationError(
+                f"{argument[:40]!r}... has {len(argument)} characters; expected at most {MOST_CHARACTERS}, none of "
+                "them zero: put long settings into a file for --config"
+            )
+        if "&" in argument:  # an alias may stand for what is too large to be written out
+            value = argument.partition("=")[2] if argument.startswith("--") else argument
+            try:
+                parse_yaml(value)
+            except NoSettings as error:
+                raise ConfigurationError(f"{argument[:40]!r}... {error}") from error
+            except yaml.YAMLError:  # text, such as a name
+                pass
+
+
 def _with_preset(argv: list[str]) -> list[str]:
     """Puts a path where --config has the name of a preset, and the preset digits where there is no --config."""
     found = False
@@ -179,17 +199,16 @@ def _config_path(value: str) -> Path:
 def _check_yaml(path: Path) -> None:
     """Refuses a file that is no mapping in YAML, naming file and line."""
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read_yaml(path)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path} line {mark.line + 1}" if mark else str(path)
         reason = getattr(error, "problem", None) or str(error)
         raise ConfigurationError(f"{where} is no YAML ({reason}); correct it, or give another --config") from error
+    except NoSettings as error:
+        raise ConfigurationError(f"{path} {error}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read ({error}); give a YAML file to --config") from error
-    if not isinstance(settings, dict):
-        held = "nothing" if settings is None else "a list" if isinstance(settings, list) else "a single value"
-        raise ConfigurationError(f"{path} holds {held}; expected keys with values, such as rounds: 100")
 
 
 def _find_modules_here() -> None:

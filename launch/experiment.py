@@ -15,9 +15,11 @@ from data_partitions.partition import Partition
 from fedsim.adapters import export_adapter, export_backbone
 from fedsim.checkpoint import Checkpoint
 from fedsim.errors import ConfigurationError, RunStopped, WorkerLost
+from fedsim.history import History
 from fedsim.ledger import require_length
 from fedsim.progress import Progress
-from fedsim.reporting import History, RunFiles
+from fedsim.reporting import RunFiles
+from fedsim.restoring import require_restorable
 from fedsim.simulation import Result, simulate
 from fedsim.transport import Workers
 from launch.build import Built, build
@@ -83,11 +85,8 @@ def run_on(
         checkpoint = directory.checkpoint
         for note in (*directory.notes, *built.notes):
             console.print(note, soft_wrap=True)
-        directory.begin(settings.resolved)
-        built.partition.save(directory.path / "partition.npz")
-        if built.held_out is not None:
-            built.held_out.save(directory.path / "held_out.npz")
-        history = History(**checkpoint.meta["history"]) if checkpoint else History()
+        directory.begin(settings.resolved, {"partition": built.partition, "held_out": built.held_out})
+        history = History.read(checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
         progress = Progress(console, settings.method.label, settings.run.rounds, done)
         with RunFiles(directory.path, history, done, progress) as files:
@@ -129,7 +128,7 @@ def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory |
         try:
             directory = RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved)
             if directory.checkpoint is not None:
-                _check_continuation(directory.path, directory.checkpoint, built)
+                check_continuation(directory.path, directory.checkpoint, built)
         except (ConfigurationError, DataError) as error:
             refusal = error if isinstance(error, ConfigurationError) else ConfigurationError(str(error))
             if directory is not None:
@@ -140,18 +139,23 @@ def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory |
     return directory
 
 
-def _check_continuation(path: Path, checkpoint: Checkpoint, built: Built) -> None:
-    """Refuses to go on from files that do not belong to what data and settings give now."""
+def check_continuation(path: Path, checkpoint: Checkpoint, built: Built) -> None:
+    """Refuses to go on from files that do not belong to what data and settings give now.
+
+    Raises:
+        ConfigurationError: partition, checkpoint or ledger are not of this run.
+        DataError: the partition cannot be read.
+    """
     if Partition.load(path / "partition.npz").digest() != built.partition.digest():
         raise ConfigurationError(f"{path / 'partition.npz'} is not what data and settings give; were the data changed?")
-    held = len(checkpoint.tensors["vector"])
-    expected = built.experiment.parameters.layout.count(built.experiment.method.segments(max(1, checkpoint.round)))
-    if held != expected:
+    try:
+        history = require_restorable(checkpoint, built.experiment)
+    except ConfigurationError as error:
         raise ConfigurationError(
-            f"the checkpoint in {path} holds {held} trainable values, these settings have {expected}; "
-            "resume with the backbone that made it"
-        )
-    require_length(path / "ledger.csv", checkpoint.meta["history"]["ledger_position"])
+            f"the checkpoint of round {checkpoint.round} in {path} is not of this run ({error}); resume with the "
+            "backbone that made it, or take that checkpoint's folder away"
+        ) from error
+    require_length(path / "ledger.csv", history.ledger_position)
 
 
 def _export(built: Built, result: Result, folder: Path, backbone_path: str) -> None:

@@ -1,6 +1,7 @@
 """The run directory: which one, who may write there, and whether what stands in it can go on."""
 
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -8,11 +9,13 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock, Timeout
 
+from data_partitions.partition import Partition
 from fedsim.checkpoint import Checkpoint, newest_checkpoint
 from fedsim.errors import ConfigurationError
 from fedsim.reporting import write_atomically
 from launch.configuration import flatten, save_yaml
 from launch.stopping import DONE, PREEMPTED
+from launch.yaml_files import read_yaml
 
 MAY_DIFFER = ("rounds", "checkpoint_every_rounds", "stop_within_seconds")
 """Keys that a resumed run may change, besides those that config.yaml does not hold: rounds may grow."""
@@ -48,10 +51,11 @@ class RunDirectory:
                 something else, or a run with other settings.
         """
         path = _first_free(default_name) if given is None else given
-        if path.exists() and not path.is_dir():
-            raise ConfigurationError(f"run_dir {path} is a file; give a directory")
-        _refuse_foreign(path)
-        lock = _lock(path)
+        with _writable(path):
+            if path.exists() and not path.is_dir():
+                raise ConfigurationError(f"run_dir {path} is a file; give a directory")
+            _refuse_foreign(path)
+            lock = _lock(path)
         try:
             held = _refuse_foreign(path)
             if held and not resume:
@@ -63,11 +67,23 @@ class RunDirectory:
             raise
         return cls(path, lock, checkpoint, notes)
 
-    def begin(self, resolved: dict[str, Any]) -> None:
-        """Writes the settings, once everything was checked: from here on what stood here before is gone on with."""
-        write_atomically(self.path / "config.yaml", save_yaml(resolved))
-        for marker in ("summary.json", DONE, PREEMPTED):
-            (self.path / marker).unlink(missing_ok=True)
+    def begin(self, resolved: dict[str, Any], partitions: Mapping[str, Partition | None] | None = None) -> None:
+        """Writes the settings, once everything was checked: from here on what stood here before is gone on with.
+
+        Args:
+            resolved: the settings.
+            partitions: who holds which examples, by the names of their files.
+
+        Raises:
+            ConfigurationError: the directory cannot be written.
+        """
+        with _writable(self.path):
+            write_atomically(self.path / "config.yaml", save_yaml(resolved))
+            for marker in ("summary.json", DONE, PREEMPTED):
+                (self.path / marker).unlink(missing_ok=True)
+            for name, partition in (partitions or {}).items():
+                if partition is not None:
+                    partition.save(self.path / f"{name}.npz")
 
     def done(self) -> None:
         """Marks the run as finished, for scripts that ask whether to go on with it."""
@@ -93,21 +109,31 @@ def earlier_settings(path: Path | None) -> dict[str, Any]:
     if path is None or not (path / "config.yaml").exists():
         return {}
     try:
-        return flatten(yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigurationError(f"{path / 'config.yaml'} cannot be read ({error}); choose another run_dir") from error
+        return flatten(read_yaml(path / "config.yaml"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(f"{path / 'config.yaml'} cannot be read ({reason}); choose another run_dir") from error
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Says of a directory that it cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"run_dir {path} cannot be written ({error.strerror or error}); choose another, or make room there"
+        ) from error
 
 
 def _lock(path: Path) -> FileLock:
     """Makes the directory where it is missing, and takes it for this process."""
     lock = FileLock(path / ".lock", blocking=False)
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except Timeout as error:
+    except Timeout as error:  # which is an OSError, too
         raise ConfigurationError(f"run_dir {path} is in use by another run; choose another run_dir") from error
-    except OSError as error:
-        raise ConfigurationError(f"run_dir {path} cannot be written ({error.strerror}); choose another") from error
     return lock
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fedsim.checkpoint import Checkpoint, newest_checkpoint
 from fedsim.experiment import Experiment
+from fedsim.history import History
 from fedsim.method import Method
 from fedsim.options import ClientOptions, RunOptions
 from fedsim.progress import Progress
-from fedsim.reporting import History, RunFiles
+from fedsim.reporting import RunFiles
 from fedsim.simulation import Result, simulate
 from fedsim.transport import Workers
 from tests import tiny

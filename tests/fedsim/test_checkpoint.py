@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -207,6 +208,48 @@ def test_the_older_one_stays_until_the_new_one_was_read_back(tmp_path: Path, mon
     with pytest.raises(checkpoints.ConfigurationError, match="damaged"):
         save(tmp_path, 3)
     assert newest(tmp_path).round == 2
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_full_disk_leaves_the_checkpoints_before_and_nothing_else(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a checkpoint would take the room that is needed to go on."""
+    save(tmp_path, 1, 2)
+    write = checkpoints._write
+
+    def full(path: Path, data: bytes) -> None:
+        write(path, data[: len(data) // 2] if path.name == file else data)
+        if path.name == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(checkpoints, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000001", "round-000002"]
+    assert newest(tmp_path).round == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"round": -1}, {"round": True}, {"round": 1.5}, {"round": math.inf}, {"round": "2"}, {"meta": []}, {"meta": None}],
+    ids=str,
+)
+def test_content_that_no_run_leaves_is_passed_over_though_its_checksum_fits(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    save(tmp_path, 1, 2)
+    path = tmp_path / "round-000002" / "state.json"
+    body = {**json.loads(path.read_text()), **change}
+    del body["sha256"]
+    path.write_text(json.dumps({**body, "sha256": checkpoints._digest(body)}))
+    assert newest(tmp_path).round == 1
+
+
+def test_json_that_is_nested_too_deep_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "round-000002" / "state.json").write_text("[" * 100_000)
+    assert newest(tmp_path).round == 1
 
 
 def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
 import csv
+import errno
 import io
 import json
 import math
 import os
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from fedsim.checkpoint import newest_checkpoint
+from fedsim.history import History
 from fedsim.ledger import Entry
 from fedsim.method import ServerState
 from fedsim.progress import Progress
-from fedsim.reporting import History, RunFiles, peak_memory_bytes, write_atomically
+from fedsim.reporting import RunFiles, peak_memory_bytes, write_atomically
 from fedsim.simulation import simulate
 from methods.flasc import FLASC
 from tests import tiny
@@ -261,6 +265,49 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, "half")
     assert path.read_text() == "whole\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("ahead", [0, 60, 86_400])
+def test_curves_stay_in_order_though_the_clock_was_ahead(
+    ahead: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads files in the order of the times that they name: a run stopped twice, its clock set right."""
+    real = time.time
+    history = History()
+    for turn, offset in enumerate((ahead, ahead, 0)):
+        monkeypatch.setattr(time, "time", lambda offset=offset: real() + offset)
+        with files_in(tmp_path, history, 2 * turn) as files:
+            evaluate(files, 2 * turn)
+            play(files, range(2 * turn + 1, 2 * turn + 2))
+            train(files, 2 * turn + 2)
+            history = kept_by(files)  # behind a round, before its evaluation, which the next turn makes again
+            evaluate(files, 2 * turn + 2)
+    for tag, folder in (("eval/accuracy", tmp_path), ("eval_by_upload_bytes/accuracy", tmp_path / "by_upload_bytes")):
+        steps = [step for step, _ in curves(folder, tag)]
+        assert steps == sorted(set(steps))
+        assert len(steps) == 7
+
+
+def test_a_full_disk_under_the_curves_is_the_runs_error_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorBoard writes in a thread, whose traceback would stand on the terminal beside the one line."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def run() -> None:
+        with files_in(tmp_path) as files:
+            monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", full)
+            play(files, range(3))
+            files.history()
+
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="No space left"):
+        run()
+    assert capsys.readouterr().err == ""
+    assert threading.excepthook is hook
 
 
 def test_memory_is_in_bytes() -> None:

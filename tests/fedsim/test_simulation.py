@@ -19,10 +19,11 @@ from fedsim import schedule, simulation
 from fedsim.checkpoint import newest_checkpoint
 from fedsim.codec import HEADER_BYTES
 from fedsim.errors import TrainingError
+from fedsim.history import History
 from fedsim.method import Arrived, ClientJob, ClientState, Download, Mean, Plan, ServerState, Shared, Upload
 from fedsim.options import ClientOptions, CommunicationOptions, RunOptions, ServerOptions
 from fedsim.progress import Progress
-from fedsim.reporting import History, RunFiles
+from fedsim.reporting import RunFiles
 from fedsim.sampling import sample_cohort
 from fedsim.seeding import Purpose, generator
 from fedsim.sparse import SparseVector

@@ -1,5 +1,7 @@
 """The console command: which command runs, what it exits with, and who speaks under torchrun."""
 
+import errno
+import os
 import subprocess
 import sys
 import types
@@ -96,6 +98,24 @@ def test_the_line_ends_with_where_it_was(answers: Answers, capsys: pytest.Captur
     answers(error)
     assert main(["run"]) == 1
     assert capsys.readouterr().err == "fedsim: it cannot be written (client 3; worker 1, round 2)\n"
+
+
+def test_a_full_disk_is_one_line(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    answers(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x/metrics.csv"))
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == (
+        "fedsim: runs/x/metrics.csv: No space left on device; make room on that disk, then go on with --resume auto\n"
+    )
+
+
+def test_a_message_ends_somewhere(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    """It repeats what was given, which may be of any length."""
+    answers(ConfigurationError(f"rounds is {'9' * 100_000}; expected a whole number"))
+    assert main(["run"]) == 2
+    err = capsys.readouterr().err
+    assert len(err) < 2_100
+    assert err.startswith("fedsim: rounds is 999")
+    assert err.endswith("expected a whole number\n")
 
 
 def test_several_lines_become_one(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
