@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from fedsim import checkpoint
 from fedsim.classification import Classification
 from fedsim.optimizers import SGD
 from fedsim.transport import Workers
-from launch.drills import workers
+from launch.drills import trap, workers
 from launch.environment import global_rank
 
 STAGES: dict[str, tuple[Any, str]] = {
@@ -33,19 +33,10 @@ def live(stage: str, rank: int, count: int, last_word: Path, *command: str) -> N
         command: for `launch`.
     """
     if rank == global_rank():
-        _trap(*STAGES[stage], count, last_word)
+        trap.before(*STAGES[stage], count, partial(_die, last_word))
     workers.run(*command)
 
 
-def _trap(owner: Any, name: str, count: int, last_word: Path) -> None:
-    original: Callable[..., Any] = getattr(owner, name)
-    left = [count]
-
-    def trapped(*given: Any, **named: Any) -> Any:
-        left[0] -= 1
-        if not left[0]:
-            last_word.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*given, **named)
-
-    setattr(owner, name, trapped)
+def _die(last_word: Path) -> None:
+    last_word.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
