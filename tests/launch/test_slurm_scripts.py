@@ -82,7 +82,7 @@ def test_of_an_array_one_task_alone_is_told_and_queued_again(job: Path) -> None:
 
 
 def test_a_preempted_run_that_leaves_in_time_is_queued_again(job: Path) -> None:
-    """SLURM sends SIGTERM to the step alone, and does not queue a job again that has left when it comes for the nodes."""
+    """SLURM sends SIGTERM to the step alone; a job that left before it comes for the nodes it does not queue again."""
     (job / "shown").write_text(
         "JobId=41 JobState=RUNNING Reason=None PreemptTime=2026-01-02T03:04:05 SuspendTime=None\n"
     )
