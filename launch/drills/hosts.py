@@ -226,10 +226,8 @@ def killed(hosts: Hosts, path: Path, timeout: float) -> str:
     hosts.kill(hosts.hosts[1])
     started = time.monotonic()
     line = run.fail(0, SERVER_SPEAKS_SECONDS + SLACK_SECONDS)
-    seconds, status, before = time.monotonic() - started, run.status(0), run.worked(0)
-    run.start()
-    run.finish(0, 1)
-    return f"the first ended with {status} after {seconds:.0f} s ({line}); restarted behind round {before}"
+    seen = f"the first ended with {run.status(0)} after {time.monotonic() - started:.0f} s ({line})"
+    return f"{seen}; {_again(run)}"
 
 
 def killed_elastic(hosts: Hosts, path: Path, timeout: float) -> str:
@@ -239,7 +237,7 @@ def killed_elastic(hosts: Hosts, path: Path, timeout: float) -> str:
     seen = _left_alone(hosts, run)
     run.finish(0)
     _require_workers(run, 1)
-    return f"{seen} to the end"
+    return f"{seen}, to the end"
 
 
 def rejoin(hosts: Hosts, path: Path, timeout: float) -> str:
@@ -256,25 +254,23 @@ def rejoin(hosts: Hosts, path: Path, timeout: float) -> str:
 
 
 def cut_link(hosts: Hosts, path: Path, timeout: float) -> str:
-    """The link is cut; both ends say so after the timeout of collectives, and a restart goes on when it is back."""
-    run = Run(hosts, path, "c10d", ("launch.drills.hasty", f"{timeout:g}"))
-    run.start()
-    run.reach_middle()
-    hosts.cut()
-    started = time.monotonic()
-    allowed = timeout + SERVER_SPEAKS_SECONDS + SLACK_SECONDS
-    said = run.until(
-        lambda: all(LOST in run.said(number) for number in (0, 1)), "both workers miss each other", allowed
-    )
-    lines = [run.fail(number, SECONDS) for number in (0, 1)]
-    seconds, statuses, before = time.monotonic() - started, [run.status(number) for number in (0, 1)], run.worked(0)
+    """The link is cut; both ends end after the timeout of collectives, and a restart goes on when it is back."""
+    run = Run(hosts, path, "static", ("launch.drills.hasty", f"{timeout:g}"))
+    seen, started = _cut(hosts, run, timeout), time.monotonic()
+    run.fail(1, SLACK_SECONDS)
+    seen = f"{seen}, and the second {time.monotonic() - started:.0f} s later"
     hosts.mend()
-    run.start()
-    run.finish(0, 1)
-    return (
-        f"timeout {timeout:g} s; said after {said:.0f} s ({lines[0]}), ended with {statuses} after {seconds:.0f} s; "
-        f"restarted behind round {before}"
-    )
+    return f"{seen}; {_again(run)}"
+
+
+def cut_link_c10d(hosts: Hosts, path: Path, timeout: float) -> str:
+    """The same by c10d, where the second launcher asks the first one's store, and so waits until the link is back."""
+    run = Run(hosts, path, "c10d", ("launch.drills.hasty", f"{timeout:g}"))
+    seen = _cut(hosts, run, timeout)
+    hosts.mend()
+    started = time.monotonic()
+    run.fail(1, SECONDS)
+    return f"{seen}, the second {time.monotonic() - started:.0f} s after the link was back; {_again(run)}"
 
 
 PARTS: Mapping[str, Callable[[Hosts, Path, float], str]] = {
@@ -284,6 +280,7 @@ PARTS: Mapping[str, Callable[[Hosts, Path, float], str]] = {
     "killed-elastic": killed_elastic,
     "rejoin": rejoin,
     "cut-link": cut_link,
+    "cut-link-c10d": cut_link_c10d,
 }
 """Every part by name; each says what was seen, and raises `Unexpected` where that is something else."""
 
@@ -305,7 +302,7 @@ def _drill(hosts: Hosts, folder: Path, parts: Sequence[str], timeout: float) -> 
             seen, equal = str(error), False
         same += equal
         said = "same bits" if equal else "DIFFERS"
-        print(f"{part:<15} {said} ({time.monotonic() - started:.0f} s): {seen}", flush=True)
+        print(f"{part:<14} {said} ({time.monotonic() - started:.0f} s): {seen}", flush=True)
         hosts.mend()
         for host in hosts.hosts:
             hosts.kill(host)
@@ -318,6 +315,31 @@ def _undisturbed(run: Run) -> str:
     run.finish(0, 1)
     _require_workers(run, 2)
     return "one worker a host"
+
+
+def _again(run: Run) -> str:
+    """Starts a run again on both hosts, and waits until it ends well."""
+    before = run.worked(0)
+    run.start()
+    run.finish(0, 1)
+    _require_workers(run, 2)
+    return f"started again behind round {before}"
+
+
+def _cut(hosts: Hosts, run: Run, timeout: float) -> str:
+    """Cuts the link in the middle of a run, and waits until both workers have said so and the first launcher ended."""
+    run.start()
+    run.reach_middle()
+    hosts.cut()
+    started = time.monotonic()
+    allowed = timeout + SERVER_SPEAKS_SECONDS + SLACK_SECONDS
+    run.until(lambda: all(LOST in run.said(number) for number in (0, 1)), "both workers miss each other", allowed)
+    said = time.monotonic() - started
+    line = run.fail(0, SECONDS)
+    return (
+        f"timeout {timeout:g} s; both said so after {said:.0f} s ({line}); the first ended with {run.status(0)} "
+        f"after {time.monotonic() - started:.0f} s"
+    )
 
 
 def _left_alone(hosts: Hosts, run: Run) -> str:
@@ -342,13 +364,14 @@ def _require_workers(run: Run, expected: int) -> None:
 
 
 class _Terminable:
-    """SIGTERM ends the drill as Ctrl-C does, while the context lasts."""
+    """SIGTERM and SIGINT end the drill as Ctrl-C does, while the context lasts; also where a shell had SIGINT ignored."""
 
     def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, self._stop)
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _stop(self, *_: object) -> None:
         raise KeyboardInterrupt
