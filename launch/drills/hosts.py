@@ -364,7 +364,7 @@ def _require_workers(run: Run, expected: int) -> None:
 
 
 class _Terminable:
-    """SIGTERM and SIGINT end the drill as Ctrl-C does, while the context lasts; also where a shell had SIGINT ignored."""
+    """SIGTERM and SIGINT end the drill as Ctrl-C does, while the context lasts; also where a shell ignores SIGINT."""
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
