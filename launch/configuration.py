@@ -23,6 +23,8 @@ from launch.yaml_files import MOST_CHARACTERS, NoSettings, parse_yaml, read_yaml
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 NOT_PART_OF_A_RUN = ("config", "run_dir", "resume", "debug")
+MOST_SECONDS = 10**8
+"""What timers take; three years."""
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Settings:
     accelerator: str
     threads_per_worker: int
     stop_within_seconds: float
+    collective_timeout_seconds: float
     resume: str
     run_dir: Path | None
     resolved: dict[str, Any]
@@ -89,7 +92,9 @@ def read_settings(argv: Sequence[str]) -> Settings:
     _refuse_error_feedback(built.method, built.communication)
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
-    require("stop_within_seconds", built.stop_within_seconds, built.stop_within_seconds > 0, "a number above 0")
+    for name in ("stop_within_seconds", "collective_timeout_seconds"):
+        value = getattr(built, name)
+        require(name, value, 0 < value <= MOST_SECONDS, f"a number above 0, at most {MOST_SECONDS}")
     if built.client.module is not None:
         built.client.module = _import_module(built.client.module)
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
@@ -131,6 +136,12 @@ def build_parser() -> ArgumentParser:
         type=float,
         default=25.0,
         help="after SIGTERM, SIGUSR1 or Ctrl-C the running round may take so long to end; then it is dropped",
+    )
+    parser.add_argument(
+        "--collective_timeout_seconds",
+        type=float,
+        default=1800.0,
+        help="how long a worker waits for the others, and until a lost link is noticed; longer than a round",
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

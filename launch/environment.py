@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
     from fedsim.transport import Workers
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""How long a worker waits for the others. It must outlast the difference between the slowest and the fastest worker of
-a round; a worker that dies is noticed at once by its launcher, only a lost link takes this long."""
-
 
 def global_rank() -> int:
     """Returns this process's rank, before anything is launched."""
@@ -29,13 +25,17 @@ def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **variables}
 
 
-def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabric, Workers]":
+def start_workers(
+    accelerator: str, precision: str, threads: int, timeout_seconds: float = 1800
+) -> "tuple[Fabric, Workers]":
     """Joins the processes that torchrun or srun started, or stays alone.
 
     Args:
         accelerator: auto, cpu or cuda.
         precision: as Fabric names it.
         threads: CPU threads of this worker, set before any tensor work.
+        timeout_seconds: how long a worker waits for the others. It must outlast the difference between the slowest and
+            the fastest worker of a round; a worker that dies is noticed at once, only a lost link takes this long.
 
     Returns:
         The launched Fabric, for device and autocast, and the workers.
@@ -64,7 +64,8 @@ def start_workers(accelerator: str, precision: str, threads: int) -> "tuple[Fabr
     strategy: str | DDPStrategy = "auto"
     if local * nodes > 1:
         # Only its process group is used: clients are independent, so nothing is wrapped in DDP.
-        strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT)
+        timeout = timedelta(seconds=timeout_seconds)
+        strategy = DDPStrategy(process_group_backend="nccl" if gpu else "gloo", timeout=timeout)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The `srun` command is available")  # so is torchrun
         fabric = Fabric(

@@ -46,7 +46,10 @@ def run(settings: Settings, console: Console) -> Path | None:
         WorkerLost: another worker stopped.
     """
     with StopRequest(settings.stop_within_seconds, global_rank() == 0) as stop:
-        fabric, workers = start_workers(settings.accelerator, settings.precision, settings.threads_per_worker)
+        fabric, workers = start_workers(
+            *(settings.accelerator, settings.precision, settings.threads_per_worker),
+            timeout_seconds=settings.collective_timeout_seconds,
+        )
         try:
             path = run_on(settings, fabric, workers, console, stop)
         except WorkerLost as error:

@@ -17,7 +17,7 @@ from launch.configuration import flatten, save_yaml
 from launch.stopping import DONE, PREEMPTED
 from launch.yaml_files import read_yaml
 
-MAY_DIFFER = ("rounds", "checkpoint_every_rounds", "stop_within_seconds")
+MAY_DIFFER = ("rounds", "checkpoint_every_rounds", "stop_within_seconds", "collective_timeout_seconds")
 """Keys that a resumed run may change, besides those that config.yaml does not hold: rounds may grow."""
 
 

@@ -119,14 +119,14 @@ class Run:
         hosts: both.
         path: the run directory.
         meeting: of `MEETINGS`.
-        module: what a worker runs, with arguments that stand before `run`.
+        options: of the run, beside those of every part.
     """
 
-    def __init__(self, hosts: Hosts, path: Path, meeting: str, module: Sequence[str] = ("launch",)) -> None:
+    def __init__(self, hosts: Hosts, path: Path, meeting: str, options: Sequence[str] = ()) -> None:
         self.path = path
         self._hosts = hosts
         self._meeting = meeting
-        self._module = module
+        self._options = options
         self._launchers: dict[int, Process] = {}
 
     def start(self, numbers: Sequence[int] = (0, 1)) -> None:
@@ -135,7 +135,7 @@ class Run:
             on = self._hosts.hosts[number]
             launcher = torchrun(on, self._hosts.hosts[0], self._meeting)
             environment = {**os.environ, **surroundings(on, self._meeting)}
-            command = [*launcher, "-m", *self._module, *fedsim_run(self.path)]
+            command = [*launcher, "-m", "launch", *fedsim_run(self.path), *self._options]
             self._launchers[number] = self._hosts.start(on, command, environment, self._file(number))
 
     def said(self, number: int) -> str:
@@ -255,7 +255,7 @@ def rejoin(hosts: Hosts, path: Path, timeout: float) -> str:
 
 def cut_link(hosts: Hosts, path: Path, timeout: float) -> str:
     """The link is cut; both ends end after the timeout of collectives, and a restart goes on when it is back."""
-    run = Run(hosts, path, "static", ("launch.drills.hasty", f"{timeout:g}"))
+    run = Run(hosts, path, "static", ("--collective_timeout_seconds", f"{timeout:g}"))
     seen, started = _cut(hosts, run, timeout), time.monotonic()
     run.fail(1, SLACK_SECONDS)
     seen = f"{seen}, and the second {time.monotonic() - started:.0f} s later"
@@ -265,7 +265,7 @@ def cut_link(hosts: Hosts, path: Path, timeout: float) -> str:
 
 def cut_link_c10d(hosts: Hosts, path: Path, timeout: float) -> str:
     """The same by c10d, where the second launcher asks the first one's store, and so waits until the link is back."""
-    run = Run(hosts, path, "c10d", ("launch.drills.hasty", f"{timeout:g}"))
+    run = Run(hosts, path, "c10d", ("--collective_timeout_seconds", f"{timeout:g}"))
     seen = _cut(hosts, run, timeout)
     hosts.mend()
     started = time.monotonic()

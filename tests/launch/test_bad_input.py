@@ -397,7 +397,10 @@ def test_training_that_diverges_is_one_line(
     err = capsys.readouterr().err
     where = r"fedsim: the update of client \d+ in round 1: \d+ of \d+ values are not finite"
     assert re.fullmatch(
-        where + r"; lower client.lr or server.lr, or leave such clients out \(on_bad_client skip\)\n", err
+        where
+        + r"; lower client.lr or server.lr, or leave such clients out \(on_bad_client skip\)"
+        + r" \(local work; worker 0, round 1\)\n",
+        err,
     )
     assert not (workshop / "new" / "summary.json").exists()
     assert (workshop / "new" / "metrics.csv").exists()

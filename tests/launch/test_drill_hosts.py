@@ -8,8 +8,7 @@ import sys
 import pytest
 
 from fedsim.errors import ConfigurationError
-from launch import environment
-from launch.drills import hasty, network, workers
+from launch.drills import network
 from launch.drills.hosts import MEETINGS, PARTS, main, surroundings, torchrun
 from launch.drills.network import host, missing, set_up
 
@@ -88,15 +87,6 @@ def test_a_part_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str])
     assert main(["--parts", "earthquake"]) == 2
     said = capsys.readouterr().err
     assert all(part in said for part in PARTS)
-
-
-def test_a_hasty_worker_waits_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[tuple[str, ...]] = []
-    monkeypatch.setattr(environment, "COLLECTIVE_TIMEOUT", environment.COLLECTIVE_TIMEOUT)
-    monkeypatch.setattr(workers, "run", lambda *command: ran.append(command))
-    hasty.main("7", "run", "--rounds", "3")
-    assert environment.COLLECTIVE_TIMEOUT.total_seconds() == 7
-    assert ran == [("run", "--rounds", "3")]
 
 
 @pytest.mark.slow
