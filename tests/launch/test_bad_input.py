@@ -292,8 +292,8 @@ ROWS: list[Row] = [
     row("run {same} --run_dir stopped --resume auto --method LoRA", "cannot be resumed", "method was methods.flasc"),
     row("run --run_dir garbled --resume auto", "garbled/config.yaml cannot be read", "choose another"),
     # Measurements.
-    row("bench --repeats 0", "--repeats and --threads", "1 or more"),
-    row("bench --threads 0", "--repeats and --threads", "1 or more"),
+    row("bench --repeats 0", "--repeats, --threads and --clients", "1 or more"),
+    row("bench --threads 0", "--repeats, --threads and --clients", "1 or more"),
     row("bench --memory_rounds 0", "rounds is 0", "1 or more"),
     row("bench --only bogus/x", "--only is 'bogus/x'", "expected 0/bare", "fedsim_packed"),
     row("bench --only 0", "--only is '0'", "expected 0/bare", "fedsim_packed"),
