@@ -27,6 +27,10 @@ KEYS = ("--config", "digits", "--rounds", str(ROUNDS))
 SECONDS = 300
 """After which a run counts as one that hangs."""
 
+REVOKED_SECONDS = 5
+"""A job that starts in the second in which its former start was ended has a credential that was revoked, and fails:
+SLURM has it wait for two minutes, the drill for this long."""
+
 
 class Differs(RuntimeError):
     """Something was not seen, or not as it must be."""
@@ -86,6 +90,7 @@ class Drill:
         if saved is None or not 10 <= saved.round < ROUNDS or not marker.exists():
             raise Differs("the run was not stopped on its way, or did not save")
         heard = marker.read_text().strip()
+        time.sleep(REVOKED_SECONDS)
 
         def starts() -> bool:
             self.slurm.start_now(job)
@@ -221,9 +226,10 @@ def _report(name: str, drill: Drill) -> bool:
         said, well = f"DIFFERS: {error}", False
     print(f"{name:<11} {said} ({time.monotonic() - started:.0f} s)", flush=True)
     outputs = sorted(drill.slurm.folder.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
+    log = drill.slurm.folder.parent / "slurmctld.log"
     if not well:
         drill.slurm.call("scancel", "--user=root")  # what it left is not in the next one's way
-        for path in outputs[-2:]:
+        for path in (*outputs[-2:], log):
             print(f"{path.name}: {path.read_text()[-1500:]}", file=sys.stderr)
     return well
 
