@@ -19,6 +19,10 @@ PAPERS_TIERS = 3
 """b_s of the setting that Section 4.4 calls low; the other has 5."""
 
 
+MOST_TIERS = 64
+"""More would need a LoRA rank above 2**63, and 2**31 tiers minutes to say so."""
+
+
 @dataclass(frozen=True)
 class Tiers:
     """Which LoRA rank each client has.
@@ -39,6 +43,8 @@ class Tiers:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ConfigurationError(f"method.tiers is {self.count}; expected 1 or more")
+        if self.count > MOST_TIERS:
+            raise ConfigurationError(f"method.tiers is {self.count}; expected at most {MOST_TIERS}")
         if self.base is not None and self.base < 2:
             raise ConfigurationError(f"method.tier_base is {self.base}; expected 2 or more")
         if self.count > 1 and self.lora_rank < (self.base or 2) ** (self.count - 1):

@@ -42,6 +42,7 @@ def test_tiers_are_uniform_and_of_the_seed_and_the_client_alone() -> None:
     ("count", "base", "lora_rank", "says"),
     [
         (0, None, 16, "method.tiers is 0; expected 1 or more"),
+        (2**31, None, 16, "method.tiers is 2147483648; expected at most 64"),
         (3, 1, 16, "method.tier_base is 1; expected 2 or more"),
         (3, 4, 15, "method.tiers 3 with method.tier_base 4 needs a LoRA rank of 16 at the server, got 15"),
         (4, None, 4, "needs a LoRA rank of 8 at the server, got 4; give --method.lora_rank 8, or fewer tiers"),
