@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.scaling is not None:
         return _scaling(arguments.scaling)
     if arguments.features:
-        return _features(arguments.repeats)
+        return _features(arguments.work, arguments.repeats)
     if arguments.slots:
         return _slots(_works(arguments.work, arguments.clients), arguments.repeats, arguments.threads)
     if arguments.overhead:
@@ -191,10 +191,14 @@ def _scaling(workers: int) -> int:
     return 0
 
 
-def _features(repeats: int) -> int:
-    from launch.benchmarks.features import gains
+def _features(part: str | None, repeats: int) -> int:
+    from launch.benchmarks.features import FEATURES, gains
 
-    for found in gains(repeats):
+    chosen = [feature for feature in FEATURES if (part or "").lower() in feature.on.name.lower()]
+    if not chosen:
+        names = "; ".join(dict.fromkeys(feature.on.name for feature in FEATURES))
+        raise ConfigurationError(f"--work is {part!r}, on which no feature is measured; give a part of one of: {names}")
+    for found in gains(chosen, repeats):
         equal = "other batches" if found.difference is None else f"equal to {found.difference:.1e}"
         print(
             f"{found.feature} ({found.work}): off {found.off_ms:.1f} ms, on {found.on_ms:.1f} ms, "

@@ -289,6 +289,8 @@ def test_a_feature_is_measured_off_and_on(monkeypatch: pytest.MonkeyPatch, capsy
     assert main(["bench", "--features", "--repeats", "1"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(" (")[0] for line in said] == [feature.name for feature in chosen]
+    assert main(["bench", "--features", "--work", "GPT"]) == 2
+    assert "--work is 'GPT', on which no feature is measured" in capsys.readouterr().err
     for line, feature in zip(said, chosen, strict=True):
         assert re.search(r"off [\d.]+ ms, on [\d.]+ ms, gain [\d.]+, ", line)
         assert line.endswith("other batches") == (not feature.same)
