@@ -80,7 +80,7 @@ def test_a_head_learns_the_same_from_features_that_are_computed_once(pack: str) 
                 "--method",
                 "LinearProbe",
                 "--data",
-                "tests.launch.test_activations.Texts",
+                "tests.launch.test_activations.WordByWord",
                 "--backbone.path",
                 "{here}/gpt2",
             ),
@@ -97,7 +97,7 @@ def test_features_that_change_are_not_cached(options: Sequence[str], said: str, 
     assert said in str(raised.value)
 
 
-class Texts(DataSet):
+class WordByWord(DataSet):
     """Texts of which a language model with a head reads every token."""
 
     def load(self) -> FederatedData:
