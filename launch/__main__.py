@@ -1,6 +1,7 @@
 """The console command `fedsim`, the same as `python -m launch`: finds the command and answers mistakes in one line."""
 
 import importlib
+import os
 import sys
 import time
 import traceback
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, BAD_CONFIGURATION, debug)
     except TrainingError as error:
         return _fail(error, FAILED, debug)
+    except BrokenPipeError:  # whoever read along has enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it flushes at its end
+        return FAILED
     except OSError as error:
         return _fail(error, FAILED, debug, what_to_do(error, command == "run"))
     except WorkerLost as error:

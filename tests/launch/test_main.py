@@ -108,6 +108,17 @@ def test_a_full_disk_is_one_line(answers: Answers, capsys: pytest.CaptureFixture
     )
 
 
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As in `fedsim list | head`; a process of its own, whose output is closed."""
+    command, unbuffered = [sys.executable, "-m", "launch", "list"], {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=unbuffered) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
 def test_a_message_ends_somewhere(answers: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     """It repeats what was given, which may be of any length."""
     answers(ConfigurationError(f"rounds is {'9' * 100_000}; expected a whole number"))
