@@ -5,9 +5,11 @@ and adds Gaussian noise to the sum. The curves and their composition are dp-acco
 fits which sampling, and with which noise.
 """
 
+import logging
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -78,7 +80,7 @@ class Accountant:
     speaks of the noise over the clip; the two are the same only where one client is added or removed.)
 
     Args:
-        kind: rdp, or pld, which dp-accounting has for Poisson sampling alone.
+        kind: rdp (milliseconds), or pld (for the first call up to some seconds, then some tenths), which dp-accounting has for Poisson sampling alone.
         sampling: how cohorts are drawn.
         cohort: clients a round, the expected number where sampling is poisson; 1 to population.
         population: how many clients there are.
@@ -173,11 +175,12 @@ class Accountant:
         else:
             event = dp_accounting.SampledWithoutReplacementDpEvent(self.population, self.cohort, gaussian)
             accountant = rdp.RdpAccountant(neighboring_relation=relations.REPLACE_ONE)
-        return accountant.compose(event).rdp
+        with _without_warnings():
+            return accountant.compose(event).rdp
 
-    def _pld_epsilon(self, rounds: int) -> float:
+    def _pld_epsilon(self, rounds: int, coarser: int = 1) -> float:
         """Composes by FFT; where everybody takes part, rounds are one Gaussian with less noise."""
-        interval = self._interval(rounds)
+        interval = coarser * self._interval(rounds)
         if self.cohort == self.population:
             composed = _pld(self.noise_multiplier / math.sqrt(rounds), 1.0, interval)
         else:
@@ -206,6 +209,18 @@ def _pld(noise: float, probability: float, interval: float) -> Any:
     )
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silences what dp-accounting says of every fractional order that does not converge; others make the bound then."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def noise_for(
     epsilon: float,
     delta: float,
@@ -232,35 +247,59 @@ def noise_for(
     Raises:
         ConfigurationError: a number is out of its range, or no noise keeps so small an epsilon.
     """
-    from scipy.optimize import brentq  # type: ignore[import-untyped]
-
     if not 0 < epsilon < math.inf:
         raise ConfigurationError(f"the epsilon of privacy is {epsilon}; expected a number above 0, and finite")
     if rounds < 1:
         raise ConfigurationError(f"a private run has {rounds} rounds; expected 1 or more")
     accountant = Accountant(kind, sampling, cohort, population, 1.0, delta)
 
+    def spent(noise: float) -> float:
+        return replace(accountant, noise_multiplier=noise).epsilon(rounds)
+
+    if kind == "rdp":
+        return _least_noise(spent, epsilon, 1.0, 0.25)
+
+    def about(noise: float) -> float:
+        return replace(accountant, noise_multiplier=noise)._pld_epsilon(rounds, coarser=16)
+
+    start = noise_for(epsilon, delta, rounds, "rdp", sampling, cohort, population)
+    return _least_noise(spent, epsilon, _least_noise(about, epsilon, start, 0.25), 1e-3)
+
+
+def _least_noise(spent: Callable[[float], float], epsilon: float, start: float, step: float) -> float:
+    """Finds where epsilon, as a falling function of the noise, comes down to the budget.
+
+    Args:
+        spent: epsilon of a noise multiplier.
+        epsilon: the budget.
+        start: a guess at the noise.
+        step: how far off the guess may be, as a fraction; only the time depends on it.
+
+    Returns:
+        A noise of which spent is epsilon or less.
+    """
+    from scipy.optimize import brentq  # type: ignore[import-untyped]
+
     @cache
     def overspent(log_noise: float) -> float:
         """Log of epsilon over the budget, within bounds that keep the search from leaping."""
-        spent = replace(accountant, noise_multiplier=math.exp(log_noise)).epsilon(rounds)
-        return max(-5.0, min(5.0, math.log(max(spent, sys.float_info.min) / epsilon)))
+        return max(-5.0, min(5.0, math.log(max(spent(math.exp(log_noise)), sys.float_info.min) / epsilon)))
 
-    start = noise_for(epsilon, delta, rounds, "rdp", sampling, cohort, population) if kind == "pld" else 1.0
-    low, high = _bracket(overspent, math.log(start))
-    found = brentq(overspent, low, high, xtol=NOISE_TOLERANCE / 10)
-    step = NOISE_TOLERANCE / 2
+    low, high = _bracket(overspent, math.log(start), step)
+    found = brentq(overspent, low, high, xtol=NOISE_TOLERANCE / 4)
+    nudge = NOISE_TOLERANCE / 4
     while overspent(found) > 0:
-        found, step = found + step, 2 * step
+        found, nudge = found + nudge, 2 * nudge
     return math.exp(found)
 
 
-def _bracket(overspent: Callable[[float], float], start: float) -> tuple[float, float]:
+def _bracket(overspent: Callable[[float], float], start: float, step: float) -> tuple[float, float]:
     """Steps away from a guess, further each time, until the budget lies between two noises.
 
     Args:
         overspent: of the log of a noise multiplier; it falls, and is 0 or less where the budget is kept.
         start: log of the guess.
+        step: the first one.
 
     Returns:
         Logs of a noise that is too little and of one that is enough.
@@ -268,7 +307,7 @@ def _bracket(overspent: Callable[[float], float], start: float) -> tuple[float, 
     Raises:
         ConfigurationError: no noise keeps the budget, or any does.
     """
-    step = -0.25 if overspent(start) <= 0 else 0.25
+    step = -step if overspent(start) <= 0 else step
     before, here = start, start + step
     while (overspent(here) <= 0) == (step < 0):
         step *= 2
