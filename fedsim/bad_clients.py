@@ -69,12 +69,13 @@ class Faults:
             self._found.append((client, told["fault"]))
             self._left_out += told.get("left_out", False)
 
-    def report(self, state: ServerState, clients: int) -> None:
+    def report(self, state: ServerState, clients: int, steps_anyway: bool = False) -> None:
         """Leaves a line for the user, and how many were left out, with the server.
 
         Args:
             state: the server's.
             clients: how many trained.
+            steps_anyway: whether the server steps although all were left out, as by noise alone.
 
         Raises:
             TrainingError: all were left out.
@@ -82,7 +83,7 @@ class Faults:
         if not self._found:
             return
         client, fault = self._found[0]
-        if self._left_out == clients:
+        if self._left_out == clients and not steps_anyway:
             raise TrainingError(
                 f"round {self._round}: all {clients} clients were left out, client {client} because {fault}; lower "
                 "client.lr or server.lr"

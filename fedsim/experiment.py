@@ -13,6 +13,8 @@ from fedsim.frozen import FrozenBackbone
 from fedsim.method import Method
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
+from fedsim.privacy import Mechanism
+from fedsim.seeding import Purpose, generator
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Experiment:
         run: rounds, cohort, seed, and how often to evaluate and to keep.
         evaluation: what is evaluated beside the test split.
         client_evaluator: evaluates clients on their own examples; None where none are held out.
+        privacy: what stands in for the method's aggregate where the run is private; else None.
+        secret: what cohorts and noise are drawn from; None for the run's seed.
         lengths: (N,), of the training set's texts, where batches are to be of like length; else None.
     """
 
@@ -51,4 +55,10 @@ class Experiment:
     run: RunOptions
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     client_evaluator: ClientEvaluator | None = None
+    privacy: Mechanism | None = None
+    secret: int | None = None
     lengths: np.ndarray | None = None
+
+    def hidden_stream(self, purpose: Purpose, round: int) -> np.random.Generator:
+        """Returns the stream of what privacy rests upon, cohorts and noise, for one round."""
+        return generator(self.run.seed if self.secret is None else self.secret, purpose, round)

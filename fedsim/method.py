@@ -10,6 +10,7 @@ A round, and where each hook runs:
     start              training worker  where training starts
     begin              training worker  the job: what it is measured from, rates, penalty
     upload_support     every worker     which entries of P go up; both ends know them
+    could_upload       server worker    which entries of P anybody could send: where a private run adds noise
     moving             training worker  which entries of P move while a client trains
     upload             training worker  what goes up, and what stays with the client
     aggregate          server worker    how uploads become one update, added in cohort order
@@ -93,6 +94,20 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
         """What B A is multiplied by, for clients of every rank: alpha / r of the server."""
         return self.lora_alpha / self.lora_rank
 
+    @property
+    def private_refusal(self) -> str:
+        """Why differential privacy cannot be promised for it, or nothing where it can.
+
+        It can where the server learns of clients by the plain sum of their updates alone, which `privacy` then clips
+        and blurs in place of `aggregate`: whatever else a method sees of an upload, or keeps of a client, would be
+        neither. docs/privacy.md has all methods.
+        """
+        if self.personal_parts:
+            return "clients keep parts of their own, whose mean it shows without noise"
+        if type(self).aggregate is not Method.aggregate:
+            return "its server makes more of the uploads than their plain sum"
+        return ""
+
     # Before a run.
 
     def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:
@@ -130,6 +145,13 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     def upload_support(self, shared: Shared, plan: Plan) -> Tensor | None:
         """Returns the entries of P that travel up, int64 (k,), rising, known to both ends; None for all."""
         return None
+
+    def could_upload(self, shared: Shared) -> Tensor | None:
+        """Returns the entries of P that anybody could send this round, whoever was sampled; where privacy adds noise.
+
+        int64 (k,), rising; None for all. Here what a client of the plan `Plan()` sends.
+        """
+        return self.upload_support(shared, Plan())
 
     def moving(self, shared: Shared, plan: Plan) -> Tensor | None:
         """Returns the entries of P that move while a client trains, int64 (k,); None for all. Here what it uploads."""

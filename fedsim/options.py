@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fedsim.errors import ConfigurationError
 
 BadClientPolicy = Literal["skip", "fail", "clip"]
+CohortSampling = Literal["without_replacement", "poisson"]
 
 
 @dataclass
@@ -15,7 +16,9 @@ class RunOptions:
 
     Args:
         rounds: server steps in all.
-        cohort_size: clients a round, sampled without replacement.
+        cohort_size: clients a round; of poisson the expected number.
+        cohort_sampling: without_replacement draws cohort_size clients; poisson lets each take part by its own coin, so
+            that a round may have more of them, fewer, or none.
         seed: of every random choice.
         evaluate_every_rounds: rounds between evaluations; the last is always evaluated.
         checkpoint_every_rounds: rounds between checkpoints; the last is always kept.
@@ -27,6 +30,7 @@ class RunOptions:
 
     rounds: int = 100
     cohort_size: int = 10
+    cohort_sampling: CohortSampling = "without_replacement"
     seed: int = 0
     evaluate_every_rounds: int = 10
     checkpoint_every_rounds: int = 10
@@ -193,6 +197,64 @@ class CommunicationOptions:
     index_coding: Literal["auto", "dense", "bitmask", "rice"] = "auto"
     value_dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     error_feedback: bool = False
+
+
+@dataclass
+class PrivacyOptions:
+    """User-level differential privacy of the server's steps; a run without `clip` has none.
+
+    Args:
+        clip: each client's decoded upload is scaled down to this Euclidean norm where it is longer, above 0.
+        noise_multiplier: standard deviation of the noise on the sum of clipped uploads, over the clip, of a cohort of
+            simulated_cohort clients where that is given; 0 or more. null with an epsilon takes the least noise that
+            keeps it for all rounds.
+        epsilon: what the run may spend, above 0: it ends with the last round that keeps it. null for any.
+        delta: of the guarantee, in (0, 1); null takes population to the power -1.1.
+        accountant: rdp, or pld, which is tighter and for poisson alone; null takes pld for poisson, else rdp.
+        simulated_cohort: noise is scaled down from that of so many clients a round, which gives their accuracy and not
+            their privacy (Song et al. 2022, Section 5.1): epsilon is then the simulated one, and the true one stands
+            beside it. null simulates nothing.
+        simulated_population: the number of clients that these would be drawn from; null takes the run's own.
+        clip_quantile: adaptive clipping (Andrew et al. 2021): the clip moves to where this fraction of the cohort is
+            within it, in [0, 1]; null keeps it fixed.
+        clip_lr: how fast, above 0.
+        clip_count_noise: standard deviation of the noise on the number of clients within the clip; null takes a
+            twentieth of the cohort, of simulated_cohort where that is given. It is paid for by more noise on the sum.
+        normalize: whether the server's optimiser is given the sum over the clip (De et al. 2022), so that its rate does
+            not depend on the clip. A method that takes over what it aggregates is given the sum itself.
+        noise_from: system draws noise and cohorts from a secret of this machine, kept in checkpoint/ alone; seed from
+            the run's seed, which everybody can read: for tests and comparisons.
+    """
+
+    clip: float | None = None
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    accountant: Literal["rdp", "pld"] | None = None
+    simulated_cohort: int | None = None
+    simulated_population: int | None = None
+    clip_quantile: float | None = None
+    clip_lr: float = 0.2
+    clip_count_noise: float | None = None
+    normalize: bool = True
+    noise_from: Literal["system", "seed"] = "system"
+
+    def __post_init__(self) -> None:
+        for name in ("noise_multiplier", "epsilon", "simulated_cohort", "clip_quantile"):
+            value = getattr(self, name)
+            expected = "null without privacy.clip, which is what noise is measured by"
+            require(f"privacy.{name}", value, value is None or self.clip is not None, expected)
+        for name in ("clip", "epsilon", "clip_count_noise"):
+            value = getattr(self, name)
+            require(f"privacy.{name}", value, value is None or value > 0, "a number above 0, or null")
+        noise, delta, quantile = self.noise_multiplier, self.delta, self.clip_quantile
+        require("privacy.noise_multiplier", noise, noise is None or noise >= 0, "0 or more, or null")
+        require("privacy.delta", delta, delta is None or 0 < delta < 1, "a number in (0, 1), or null")
+        require("privacy.clip_quantile", quantile, quantile is None or 0 <= quantile <= 1, "in [0, 1], or null")
+        require("privacy.clip_lr", self.clip_lr, self.clip_lr > 0, "a number above 0")
+        for name in ("simulated_cohort", "simulated_population"):
+            value = getattr(self, name)
+            require(f"privacy.{name}", value, value is None or value >= 1, "1 or more, or null")
 
 
 def require(name: str, given: object, holds: bool, expected: str) -> None:

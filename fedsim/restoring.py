@@ -12,6 +12,7 @@ from fedsim.experiment import Experiment
 from fedsim.frozen import FrozenBackbone
 from fedsim.history import History, whole
 from fedsim.options import ServerOptions
+from fedsim.privacy import CLIP
 from fedsim.server import server_optimizer
 
 
@@ -33,6 +34,7 @@ def require_restorable(checkpoint: Checkpoint, experiment: Experiment) -> Histor
     _check_vector(checkpoint.tensors.get("vector"), length, dtype)
     _check_moments(below("optimizer", checkpoint.tensors), experiment.server, length, dtype)
     _check_backbone(below("backbone", checkpoint.tensors), experiment.backbone)
+    _check_privacy(below("privacy", checkpoint.tensors))
     _check_clients(checkpoint, experiment.population.clients)
     return History.read(checkpoint.meta.get("history"))
 
@@ -70,6 +72,14 @@ def _check_backbone(weights: Mapping[str, Tensor], backbone: FrozenBackbone) -> 
             raise ConfigurationError(f"it changes {name[:80]!r}, which the backbone does not have") from error
         if weight.shape != value.shape or not value.is_floating_point():
             raise ConfigurationError(f"it changes {name[:80]!r} to another shape or kind")
+
+
+def _check_privacy(held: Mapping[str, Tensor]) -> None:
+    """Holds what privacy carries on against a clip in float64, which is all that it may."""
+    clip = held.get(CLIP, torch.tensor(1.0, dtype=torch.float64))
+    number = clip.dtype == torch.float64 and not clip.ndim and bool(clip.isfinite()) and float(clip) > 0
+    if set(held) - {CLIP} or not number:
+        raise ConfigurationError("its privacy is no clip of a number above 0")
 
 
 def _check_clients(checkpoint: Checkpoint, count: int) -> None:

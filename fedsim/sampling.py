@@ -2,18 +2,29 @@
 
 import numpy as np
 
+from fedsim.options import CohortSampling
 
-def sample_cohort(generator: np.random.Generator, population: int, cohort_size: int) -> list[int]:
-    """Draws the clients of one round, uniformly without replacement (FLASC, Algorithm 1, lines 6 and 7).
+
+def sample_cohort(
+    generator: np.random.Generator,
+    population: int,
+    cohort_size: int,
+    sampling: CohortSampling = "without_replacement",
+) -> list[int]:
+    """Draws the clients of one round, uniformly without replacement (FLASC, Algorithm 1, lines 6 and 7) or by coins.
 
     Args:
         generator: of the purpose COHORT and this round.
         population: how many clients there are.
-        cohort_size: how many of them take part, at most the population.
+        cohort_size: how many of them take part, at most the population; of poisson how many are to be expected.
+        sampling: poisson lets each client take part with probability cohort_size / population, independently: their
+            number is binomial, and given it every subset is as likely.
 
     Returns:
         The clients in increasing order: the cohort order, in which updates are added.
     """
+    if sampling == "poisson":
+        cohort_size = int(generator.binomial(population, cohort_size / population))
     return sorted(generator.choice(population, cohort_size, replace=False, shuffle=False).tolist())
 
 

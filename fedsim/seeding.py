@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     PERSONAL = 10
     TIER = 11
     METHOD = 12
+    NOISE = 13
 
 
 def generator(seed: int, purpose: Purpose, round: int = 0, client: int = 0) -> np.random.Generator:

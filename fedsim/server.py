@@ -100,7 +100,7 @@ def enter_stage(experiment: Experiment, state: ServerState, round: int, is_serve
     experiment.parameters.load(state.initial)  # what stops training is again as setup left it
     experiment.parameters.activate(segments)
     after = initial_state(experiment)
-    after.tensors = state.tensors
+    after.tensors, after.private = state.tensors, state.private
     after.clients = {client: ClientState(held.round) for client, held in state.clients.items()}
     if is_server:
         experiment.method.begin_stage(state, after)
@@ -114,6 +114,7 @@ def snapshot(state: ServerState, round: int, history: dict[str, Any]) -> Checkpo
     groups: dict[str, Mapping[str, Tensor]] = {
         "optimizer": {name: torch.as_tensor(value) for name, value in moments.items()},
         "method": state.tensors,
+        "privacy": state.private,
         "backbone": state.backbone.changed,
         "client": kept,
     }
@@ -134,6 +135,7 @@ def restore_state(state: ServerState, checkpoint: Checkpoint) -> None:
         # torch keeps the step count on the CPU and the moments beside the parameter
         state.optimizer.state[state.vector] = {n: v if n == "step" else v.to(device) for n, v in moments.items()}
     state.tensors = {name: v.to(device) for name, v in below("method", checkpoint.tensors).items()}
+    state.private = below("privacy", checkpoint.tensors)
     state.backbone.restore(below("backbone", checkpoint.tensors))
     kept: dict[int, dict[str, Tensor]] = {int(client): {} for client in checkpoint.meta.get("clients", {})}
     for name, value in below("client", checkpoint.tensors).items():

@@ -7,6 +7,7 @@ of the round only what travelled to them.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from fedsim.personalisation import evaluate_clients
 from fedsim.reporting import RunFiles
 from fedsim.sampling import local_steps, sample_cohort
 from fedsim.schedule import waves
-from fedsim.seeding import Purpose, generator
+from fedsim.seeding import Purpose
 from fedsim.server import enter_stage, initial_state, restore_state, snapshot
 from fedsim.transport import Workers, pack, unpack
 
@@ -108,7 +109,8 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     """
     method, population, run, client = experiment.method, experiment.population, experiment.run, experiment.client
     exchange = Exchange(experiment.communication, state.layout.length)
-    cohort = sample_cohort(generator(run.seed, Purpose.COHORT, round), population.clients, run.cohort_size)
+    draw = experiment.hidden_stream(Purpose.COHORT, round)
+    cohort = sample_cohort(draw, population.clients, run.cohort_size, run.cohort_sampling)
     briefing = brief(method, state, round, cohort, workers)
     shared, plans = briefing.shared, briefing.plans
 
@@ -127,7 +129,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
     del downloads
 
     seconds, faults = 0.0, Faults(round)
-    aggregate = method.aggregate(state, shared)
+    aggregate = _aggregate(experiment, state, shared)
     for wave, positions in zip(cut, mine, strict=True):  # usually one: the whole cohort
         # Local work, and up. What a client logged and what it keeps stand beside its message, outside the ledger.
         jobs = _jobs(experiment, briefing, cohort, positions, received)
@@ -149,7 +151,7 @@ def run_round(experiment: Experiment, state: ServerState, round: int, workers: W
                 files.trained(entry, told.get("logged", {}))
         messages, payload = {}, b""  # may be whole backbones, and the next wave needs the room
 
-    faults.report(state, len(active))
+    faults.report(state, len(active), experiment.privacy is not None)
     seconds += _step(method, state, aggregate, round)
     if files is not None:
         files.round_done(round, state.measures, state.notes, seconds)
@@ -183,7 +185,8 @@ def evaluate(
         metrics = dict(results[main].evaluation.metrics)
         for view in others:
             metrics |= {f"{view}/{name}": value for name, value in results[view].evaluation.metrics.items()}
-        files.evaluated(round, metrics | by_class | of_clients)
+        spent = experiment.privacy.spent(round) if experiment.privacy is not None else {}
+        files.evaluated(round, metrics | by_class | of_clients | spent)
     return results[main]
 
 
@@ -292,6 +295,14 @@ def _arrived(
     update, beside, examples = exchange.read_upload(payload, support, like)
     weight = examples if experiment.server.weighting == "examples" else 1
     return Arrived(client, plan, update, beside, examples, weight)
+
+
+def _aggregate(experiment: Experiment, state: ServerState, shared: Shared) -> Aggregate:
+    """The method's aggregate, or the noisy sum that stands in for it."""
+    if experiment.privacy is None:
+        return experiment.method.aggregate(state, shared)
+    noise = partial(experiment.hidden_stream, Purpose.NOISE, shared.round)
+    return experiment.privacy.aggregate(experiment.method, state, shared, noise)
 
 
 @named("aggregating")

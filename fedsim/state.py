@@ -73,6 +73,7 @@ class ServerState:
         backbone: the frozen part of the model, for methods that change it.
         seed: of the run.
         tensors: a method's own state, by name.
+        private: what privacy carries on, by name: a clip that adapts.
         clients: of those that took part, by number.
         measures: what a method found out in this round, by name; means of it go to metrics.csv as server/NAME.
         notes: lines that the user should read, shown after the round.
@@ -85,6 +86,7 @@ class ServerState:
     backbone: FrozenBackbone
     seed: int = 0
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    private: dict[str, Tensor] = field(default_factory=dict)
     clients: dict[int, ClientState] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -33,6 +33,7 @@ from fedsim.transport import Workers
 from launch.activations import cache_features, checkpoint_activations, require_the_same_examples
 from launch.configuration import Settings
 from launch.fit import check_tokens, try_one_example
+from launch.private import settle
 from launch.trainers import Parts, make_trainer
 
 EVALUATION_BATCH = 256
@@ -52,6 +53,7 @@ class Built:
         partition: which client holds which rows.
         held_out: those of them that nobody trains on; None where all are trained on.
         pack: how many clients train in one forward, as it came to be.
+        noise_multiplier: of the noise, as it came to be; None where the run is not private.
         notes: what the user should know about the data and this, a line each.
     """
 
@@ -61,6 +63,7 @@ class Built:
     held_out: Partition | None
     task: Task
     pack: int
+    noise_multiplier: float | None
     notes: tuple[str, ...]
 
 
@@ -92,6 +95,7 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)
     arranged = settings.method.arrange(Arrangement(training, settings.client, settings.run))
+    private = settle(settings.privacy, settings.method, arranged.run, arranged.population.clients)
     parts = Parts(
         options=arranged.client,
         module=module,
@@ -123,11 +127,12 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
         server=settings.server,
         communication=settings.communication,
         evaluation=settings.evaluation,
-        run=arranged.run,
+        run=private.run,
+        privacy=private.mechanism,
         lengths=_lengths(settings.client, train),
     )
-    notes = (*data.notes, *arranged.notes, *([note] if note else []), *_personal_note(settings))
-    return Built(experiment, model, partition, held_out, task, pack, notes)
+    notes = (*data.notes, *arranged.notes, *([note] if note else []), *_personal_note(settings), *private.notes)
+    return Built(experiment, model, partition, held_out, task, pack, private.noise_multiplier, notes)
 
 
 def _adapted(settings: Settings, data: FederatedData, device: torch.device) -> tuple[nn.Module, FlatParameters, int]:

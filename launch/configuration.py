@@ -16,8 +16,17 @@ from data_partitions.dataset import DataSet
 from data_partitions.partition import Partitioner
 from fedsim.errors import ConfigurationError, unknown_name
 from fedsim.method import Method
-from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions, require
+from fedsim.options import (
+    ClientOptions,
+    CommunicationOptions,
+    EvaluationOptions,
+    PrivacyOptions,
+    RunOptions,
+    ServerOptions,
+    require,
+)
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
+from launch.private import refuse_unprotected
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 from launch.yaml_files import MOST_CHARACTERS, NoSettings, parse_yaml, read_yaml
 
@@ -43,6 +52,7 @@ class Settings:
     server: ServerOptions
     communication: CommunicationOptions
     evaluation: EvaluationOptions
+    privacy: PrivacyOptions
     run: RunOptions
     precision: str
     accelerator: str
@@ -60,6 +70,14 @@ class Settings:
         options = replace(self.client, pack=pack, compile=self.client.compile and pack != 1)
         client = {**self.resolved["client"], "pack": options.pack, "compile": options.compile}
         return replace(self, client=options, resolved={**self.resolved, "client": client})
+
+    def with_noise(self, noise_multiplier: float | None) -> "Settings":
+        """The same with the noise that was left to the budget."""
+        if noise_multiplier is None or self.privacy.clip is None or self.privacy.noise_multiplier is not None:
+            return self
+        options = replace(self.privacy, noise_multiplier=noise_multiplier)
+        privacy = {**self.resolved["privacy"], "noise_multiplier": noise_multiplier}
+        return replace(self, privacy=options, resolved={**self.resolved, "privacy": privacy})
 
 
 def read_settings(argv: Sequence[str]) -> Settings:
@@ -91,6 +109,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     _refuse_server_keys(built.method, argv)
     _refuse_error_feedback(built.method, built.communication)
     run = RunOptions(**{field.name: built.pop(field.name) for field in dataclasses.fields(RunOptions)})
+    refuse_unprotected(built.method, built.privacy, run, built.server, built.communication)
     require("threads_per_worker", built.threads_per_worker, built.threads_per_worker >= 1, "1 or more")
     for name in ("stop_within_seconds", "collective_timeout_seconds"):
         value = getattr(built, name)
@@ -123,6 +142,7 @@ def build_parser() -> ArgumentParser:
     parser.add_class_arguments(ServerOptions, "server")
     parser.add_class_arguments(CommunicationOptions, "communication")
     parser.add_class_arguments(EvaluationOptions, "evaluation")
+    parser.add_class_arguments(PrivacyOptions, "privacy")
     parser.add_class_arguments(RunOptions)
     parser.add_argument(
         "--resume", type=Literal["never", "auto"], default="never", help="auto goes on where a run stopped"

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import Settings, flatten
 from launch.environment import global_rank, start_workers, stop_workers
+from launch.private import agree_on_secret, promise, summary_of
 from launch.run_directory import RunDirectory, earlier_settings
 from launch.stopping import StopRequest
 
@@ -78,10 +80,11 @@ def run_on(
     stop = stop or StopRequest(settings.stop_within_seconds, False)
     settings = _as_chosen_before(settings, workers)
     built = build(settings, fabric, workers)
-    settings = settings.with_pack(built.pack)
+    settings = settings.with_pack(built.pack).with_noise(built.noise_multiplier)
     directory = _agree(settings, built, workers)
     if directory is None:
-        _require_end(simulate(built.experiment, workers, None, None, stop.asked), stop, workers)
+        experiment = replace(built.experiment, secret=agree_on_secret(settings.privacy, None, workers))
+        _require_end(simulate(experiment, workers, None, None, stop.asked), stop, workers)
         return None
     with directory:
         stop.folder = directory.path
@@ -89,16 +92,20 @@ def run_on(
         for note in (*directory.notes, *built.notes):
             console.print(note, soft_wrap=True)
         directory.begin(settings.resolved, {"partition": built.partition, "held_out": built.held_out})
+        experiment = replace(built.experiment, secret=agree_on_secret(settings.privacy, directory.path, workers))
         history = History.read(checkpoint.meta["history"]) if checkpoint else History()
         done = checkpoint.round if checkpoint else 0
-        progress = Progress(console, settings.method.label, settings.run.rounds, done)
+        progress = Progress(console, settings.method.label, experiment.run.rounds, done)
         with RunFiles(directory.path, history, done, progress) as files:
-            result = _require_end(simulate(built.experiment, workers, files, checkpoint, stop.asked), stop, workers)
+            result = _require_end(simulate(experiment, workers, files, checkpoint, stop.asked), stop, workers)
             _export(built, result, directory.path, settings.backbone_path)
             files.finish(
                 _identity(settings, built, workers.count), built.task.higher_is_better, flatten(settings.resolved)
             )
         directory.done()
+    if experiment.privacy is not None:
+        for line in promise(experiment.privacy, experiment.run.rounds):
+            console.print(f"spent, {line}", soft_wrap=True)
     console.print(f"{settings.method.label}: {directory.path}", highlight=False, soft_wrap=True)
     return directory.path
 
@@ -115,11 +122,13 @@ def _require_end(result: Result | None, stop: StopRequest, workers: Workers) -> 
 
 
 def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:
-    """Takes the number of slots that a run to be resumed chose for itself: it is part of the bits."""
-    if settings.client.pack != "auto" or settings.resume != "auto":
+    """Takes the slots and the noise that a run to be resumed chose for itself: they are part of the bits."""
+    if settings.resume != "auto":
         return settings
-    before = earlier_settings(settings.run_dir).get("client.pack", "auto") if workers.is_server else "auto"
-    return settings.with_pack(workers.tell({"pack": before}, {})[0]["pack"])
+    earlier = earlier_settings(settings.run_dir) if workers.is_server else {}
+    chosen = {"pack": earlier.get("client.pack", "auto"), "noise": earlier.get("privacy.noise_multiplier")}
+    told = workers.tell(chosen, {})[0]
+    return settings.with_pack(told["pack"]).with_noise(told["noise"])
 
 
 def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory | None:
@@ -177,11 +186,13 @@ def _export(built: Built, result: Result, folder: Path, backbone_path: str) -> N
 def _identity(settings: Settings, built: Built, workers: int) -> dict[str, Any]:
     """What summary.json says of the run itself."""
     libraries = ("torch", "lightning", "transformers", "peft", "numpy")
+    mechanism, rounds = built.experiment.privacy, built.experiment.run.rounds
     return {
+        **({} if mechanism is None else {"privacy": summary_of(settings.privacy, mechanism, rounds)}),
         "name": settings.method.label,
         "method": type(settings.method).__name__,
         "seed": settings.run.seed,
-        "rounds": settings.run.rounds,
+        "rounds": built.experiment.run.rounds,
         "workers": workers,
         "threads_per_worker": settings.threads_per_worker,
         "pack": built.pack,

@@ -39,3 +39,8 @@ class Centralised(Method):
             max_steps=1,
         )
         return Arrangement(Pooled(arrangement.population), step, replace(arrangement.run, cohort_size=1))
+
+    @property
+    def private_refusal(self) -> str:
+        """One client is everybody."""
+        return "one client holds the examples of all, so there is no client to hide"

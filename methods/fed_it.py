@@ -32,6 +32,11 @@ class FedIT(Method):
         """There must be factors to average."""
         layout.require_pairs("FedIT")
 
+    @property
+    def private_refusal(self) -> str:
+        """Weights of their own; the mean itself is a plain sum."""
+        return "" if self.weighting == "uniform" else "clients weigh by their examples: give --method.weighting uniform"
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """A = sum w_u A_u and B = sum w_u B_u, and the same for the head."""
         return FactorAggregate(state, self.weighting)

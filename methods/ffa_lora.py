@@ -45,6 +45,11 @@ class FFALoRA(Method):
         seed = torch_seed(shared.seed, Purpose.ADAPTER).to_bytes(8, "little")
         return Download(super().download(state, shared, plan).values, () if plan.since else (seed,))
 
+    @property
+    def private_refusal(self) -> str:
+        """Nothing: beside the sum of the updates the server but measures."""
+        return ""
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of B and of the head."""
         return MeasuredMean(state)

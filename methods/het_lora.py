@@ -81,6 +81,10 @@ class HetLoRA(Method):
         """The client's slice, both ways."""
         return None if plan.lora_rank == self.lora_rank else rank_slice(shared.layout, plan.lora_rank)
 
+    def could_upload(self, shared: Shared) -> None:
+        """All of P: some client has the highest rank, sampled or not."""
+        return None
+
     def begin(self, job: ClientJob) -> ClientJob:
         """With what the penalty needs."""
         return replace(job, penalty_tensors=self._tail(job)) if self.rank_decay < 1 else job
@@ -100,6 +104,13 @@ class HetLoRA(Method):
         if tail_size(trained, tail) < tail_size(job.start, tail):
             rank = self._kept(rank)
         return replace(upload, beside=(rank.to_bytes(2, "little"),), state={RANK: torch.tensor(rank)})
+
+    @property
+    def private_refusal(self) -> str:
+        """Weights by what a client trained; the uniform mean is a plain sum."""
+        if self.aggregation == "uniform":
+            return ""
+        return "clients weigh by the norm of what they trained: give --method.aggregation uniform"
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the slices, padded with zeros."""

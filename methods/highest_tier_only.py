@@ -46,6 +46,11 @@ class HighestTierOnly(Method):
         """Drops who is of a lower tier."""
         return Plan() if self._tiers.rank_of(client, state.seed) == self.lora_rank else None
 
+    @property
+    def private_refusal(self) -> str:
+        """Nothing: beside the sum of the updates the server but measures."""
+        return ""
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean over who is left."""
         return MeasuredMean(state)

@@ -53,6 +53,11 @@ class LowestTier(Method):
         """The lowest tier's slice, both ways."""
         return rank_slice(shared.layout, self._rank)
 
+    @property
+    def private_refusal(self) -> str:
+        """Nothing: beside the sum of the updates the server but measures."""
+        return ""
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the slices."""
         return MeasuredMean(state)

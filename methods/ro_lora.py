@@ -66,6 +66,11 @@ class RoLoRA(Method):
             return sent.values
         return shared.tensors[SERVER].index_copy(0, sent.indices, sent.values)
 
+    @property
+    def private_refusal(self) -> str:
+        """Weights of their own; the mean itself is a plain sum."""
+        return "" if self.weighting == "uniform" else "clients weigh by their examples: give --method.weighting uniform"
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the round's factor and of the head; the other factor keeps every bit."""
         return MeasuredMean(state, lambda arrived: weight_of(arrived, self.weighting))

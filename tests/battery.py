@@ -77,6 +77,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         *("--method", "HetLoRA", "--method.tail_penalty", "0.01", "--method.rank_decay", "0.7"),
         *("--method.aggregation", "sparsity"),
     ),
+    "private": (
+        *("--method", "FLASC", "--cohort_sampling", "poisson", "--privacy.clip", "0.05"),
+        *("--privacy.noise_multiplier", "0.5", "--privacy.clip_quantile", "0.5", "--privacy.clip_count_noise", "1"),
+        *("--privacy.noise_from", "seed"),
+    ),
     "features": ("--method", "LinearProbe", "--client.cache_features", "true"),
     "photographs": ("--method", "FLASC", "--data", "tests.battery.Photographs", "--backbone.path", "{here}/vit"),
     "answers": ("--method", "FLASC", "--data", "tests.battery.Answers", "--backbone.path", "{here}/gpt2_lm", *CLIENTS),
