@@ -1,8 +1,8 @@
 """What a private run costs: epsilon of rounds of the subsampled Gaussian mechanism, and the noise that a budget needs.
 
-One unit of privacy is a client with all its data. A round draws a cohort, clips every update to an L2 norm, adds them up
-and adds Gaussian noise to the sum. The curves and their composition are dp-accounting's; this room says which of them
-fits which sampling, and with which noise.
+One unit of privacy is a client with all its data. A round draws a cohort, clips every update to an L2 norm, adds them
+up and adds Gaussian noise to the sum. The curves and their composition are dp-accounting's; this room says which of
+them fits which sampling, and with which noise.
 """
 
 import logging
@@ -27,38 +27,16 @@ NEIGHBOURS: dict[Sampling, str] = {
 }
 SENSITIVITY_CLIPS: dict[Sampling, int] = {"poisson": 1, "without_replacement": 2}
 
-# PLD rounds losses up to multiples of an interval, dp-accounting's own where epsilon is below 100. A longer one bounds
-# time and memory where losses are huge: tables have some millions of entries at most.
+# PLD rounds losses up to multiples of an interval. It is dp-accounting's own where noise is above a half and epsilon
+# below 100. Elsewhere losses are long, and a table of them is kept below so many entries a round, and so many in all.
 LEAST_INTERVAL = 1e-4
+ROUND_INTERVALS = 2.5e5
 MOST_INTERVALS = 1e6
 # Beyond so many standard deviations of the noise, dp-accounting drops the tail (a mass of exp(-50)) into delta.
 TAIL_DEVIATIONS = 10
 
 NOISE_TOLERANCE = 1e-5
 MOST_LOG_NOISE = 15.0
-
-
-@dataclass(frozen=True)
-class Guarantee:
-    """What so many rounds have cost: (epsilon, delta)-differential privacy of every client that took part.
-
-    Args:
-        epsilon: 0 before the first round, infinite where there is no noise.
-        delta: the probability with which epsilon may not hold, in (0, 1).
-        neighbours: between which two populations it holds; epsilons of different relations do not compare.
-        accountant: who computed it.
-        sampling: how cohorts were drawn.
-    """
-
-    epsilon: float
-    delta: float
-    neighbours: str
-    accountant: AccountantName
-    sampling: Sampling
-
-    def summary(self) -> dict[str, float | str | None]:
-        """As it stands in summary.json, where an infinite epsilon is null."""
-        return {**vars(self), "epsilon": self.epsilon if math.isfinite(self.epsilon) else None}
 
 
 @dataclass(frozen=True)
@@ -80,7 +58,8 @@ class Accountant:
     speaks of the noise over the clip; the two are the same only where one client is added or removed.)
 
     Args:
-        kind: rdp (milliseconds), or pld (for the first call up to some seconds, then some tenths), which dp-accounting has for Poisson sampling alone.
+        kind: rdp, or pld, which dp-accounting has for Poisson sampling alone. The first epsilon takes half a second
+            by rdp and a second or two by pld, further ones of the same object a millisecond and some tenths.
         sampling: how cohorts are drawn.
         cohort: clients a round, the expected number where sampling is poisson; 1 to population.
         population: how many clients there are.
@@ -118,12 +97,8 @@ class Accountant:
 
     @property
     def neighbours(self) -> str:
-        """Between which two populations epsilon holds."""
+        """Between which two populations epsilon holds; epsilons of different relations do not compare."""
         return NEIGHBOURS[self.sampling]
-
-    def guarantee(self, rounds: int) -> Guarantee:
-        """What so many rounds cost, with all that an epsilon must not be told without."""
-        return Guarantee(self.epsilon(rounds), self.delta, self.neighbours, self.kind, self.sampling)
 
     def epsilon(self, rounds: int) -> float:
         """What so many rounds cost: 0 for none, infinite without noise."""
@@ -197,7 +172,7 @@ class Accountant:
     def _interval(self, rounds: int) -> float:
         """How finely losses are told apart: as dp-accounting does, doubled until the losses fit into memory."""
         longest = (TAIL_DEVIATIONS + 0.5 / self.noise_multiplier) / self.noise_multiplier
-        needed = max(longest, self._rdp_epsilon(rounds)) / MOST_INTERVALS
+        needed = max(longest / ROUND_INTERVALS, self._rdp_epsilon(rounds) / MOST_INTERVALS)
         return LEAST_INTERVAL * 2 ** max(0, math.ceil(math.log2(needed / LEAST_INTERVAL)))
 
 

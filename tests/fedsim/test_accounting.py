@@ -1,8 +1,8 @@
 """Epsilons against dp-accounting's own, plain twins of both RDP bounds, published numbers, and pairs of neighbours."""
 
-import json
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import product
 
 import dp_accounting
@@ -56,9 +56,10 @@ def log_moment_without_replacement(order: int, q: float, distance: float) -> mpm
     def renyi(j: int) -> mpmath.mpf:
         return mpmath.mpf(j) / (2 * mpmath.mpf(distance) ** 2)
 
-    def moment(l: int) -> mpmath.mpf:
+    @cache
+    def moment(size: int) -> mpmath.mpf:
         return mpmath.fsum(
-            (-1) ** (l - i) * mpmath.binomial(l, i) * mpmath.exp((i - 1) * renyi(i)) for i in range(l + 1)
+            (-1) ** (size - i) * mpmath.binomial(size, i) * mpmath.exp((i - 1) * renyi(i)) for i in range(size + 1)
         )
 
     total = 1 + mpmath.binomial(order, 2) * q**2 * min(4 * mpmath.expm1(renyi(2)), 2 * mpmath.exp(renyi(2)))
@@ -80,10 +81,10 @@ def epsilon_of(moments: dict[int, mpmath.mpf], rounds: int, delta: float) -> flo
 
 
 def delta_of_replacing(epsilon: float, q: float, noise: float) -> float:
-    """The delta of one round for two populations that differ in one client, whose update is u in one and -u in the other.
+    """The delta of one round for two populations that differ in one client: its update is u in one, -u in the other.
 
-    All others are 0, and u is one clip long. Along u the sum is then noise of a mean that is 0, or 1 and -1 with
-    probability q; integrated by hand.
+    All others are 0, and u is one clip long. Along u the sum is then noise around 0, or with probability q around 1 in
+    one and -1 in the other; integrated by hand.
     """
 
     def excess(x: float) -> float:
@@ -97,7 +98,7 @@ def delta_of_replacing(epsilon: float, q: float, noise: float) -> float:
 @pytest.mark.parametrize(("kind", "sampling"), WAYS)
 @pytest.mark.parametrize(
     ("cohort", "population", "noise", "rounds"),
-    [(100, 10_000, 1.0, 100), (10, 10_000_000, 0.5, 5000), (50, 200, 4.0, 300), (100, 200, 3.0, 1)],
+    [(100, 10_000, 1.0, 100), (10, 10_000_000, 0.8, 5000), (50, 200, 4.0, 300), (100, 200, 3.0, 1)],
 )
 def test_epsilon_is_dp_accountings_own(
     kind: AccountantName, sampling: Sampling, cohort: int, population: int, noise: float, rounds: int
@@ -151,27 +152,31 @@ def test_epsilons_published_by_another_accountant(epsilon: float, noise: float, 
     assert ours.epsilon(10_000) == pytest.approx(epsilon, rel=THREE_DIGITS)
 
 
-@pytest.mark.parametrize(
-    ("cohort", "population", "rounds", "expected"),
-    [
-        # apple/pfl-research, tests/privacy/test_adaptive_clipping.py: 100 compositions, epsilon 2, delta 1e-6, PLD.
-        (1000, 100_000_000, 100, 0.3282815217971802),
-        # apple/pfl-research, tests/privacy/test_ftrl_mechanism.py: 4 compositions, epsilon 2, delta 1e-6, PLD.
-        (1, 10, 4, 1.1713266372680664),
-    ],
-)
-def test_noise_published_by_pfl_research(cohort: int, population: int, rounds: int, expected: float) -> None:
-    found = noise_for(2.0, 1e-6, rounds, "pld", "poisson", cohort, population)
-    assert found == pytest.approx(expected, rel=THREE_DIGITS)
+def test_epsilon_published_by_pfl_research() -> None:
+    """tests/privacy/test_adaptive_clipping.py of apple/pfl-research: PLD, 100 compositions, 1e3 of 1e8, epsilon 2."""
+    ours = Accountant("pld", "poisson", 1000, 100_000_000, 0.3282815217971802, 1e-6)
+    assert ours.epsilon(100) == pytest.approx(2.0, rel=THREE_DIGITS)
+
+
+def test_noise_published_by_pfl_research() -> None:
+    """tests/privacy/test_ftrl_mechanism.py of apple/pfl-research: PLD, 4 compositions, sampling 0.1, epsilon 2."""
+    found = noise_for(2.0, 1e-6, 4, "pld", "poisson", 1, 10)
+    assert found == pytest.approx(1.1713266372680664, rel=THREE_DIGITS)
 
 
 @pytest.mark.parametrize(("kind", "sampling"), WAYS)
-@pytest.mark.parametrize("epsilon", [0.3, 8.0])
-def test_noise_keeps_the_budget_and_is_the_least(kind: AccountantName, sampling: Sampling, epsilon: float) -> None:
-    noise = noise_for(epsilon, 1e-5, 200, kind, sampling, 20, 1000)
+def test_noise_keeps_the_budget_and_is_the_least(kind: AccountantName, sampling: Sampling) -> None:
+    noise = noise_for(0.5, 1e-5, 100, kind, sampling, 20, 1000)
     ours = Accountant(kind, sampling, 20, 1000, noise, 1e-5)
-    assert 0.99 * epsilon < ours.epsilon(200) <= epsilon
-    assert replace(ours, noise_multiplier=noise * (1 - 1e-4)).epsilon(200) > epsilon
+    assert 0.99 * 0.5 < ours.epsilon(100) <= 0.5
+    assert replace(ours, noise_multiplier=noise * (1 - 1e-4)).epsilon(100) > 0.5
+
+
+@settings(deadline=None, max_examples=5)
+@given(epsilon=st.floats(0.05, 20.0), delta=st.floats(1e-10, 1e-3), rounds=st.integers(1, 5000))
+def test_noise_keeps_any_budget(epsilon: float, delta: float, rounds: int) -> None:
+    noise = noise_for(epsilon, delta, rounds, "rdp", "poisson", 20, 1000)
+    assert 0.99 * epsilon < Accountant("rdp", "poisson", 20, 1000, noise, delta).epsilon(rounds) <= epsilon
 
 
 def test_noise_is_what_dp_accounting_calibrates() -> None:
@@ -185,7 +190,7 @@ def test_noise_is_what_dp_accounting_calibrates() -> None:
     assert noise_for(2.0, 1e-5, 200, "rdp", "poisson", 20, 1000) == pytest.approx(theirs, rel=1e-4)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=8)
 @given(
     sampling=st.sampled_from(["poisson", "without_replacement"]),
     cohort=st.integers(1, 50),
@@ -210,11 +215,11 @@ def test_epsilon_rises_with_rounds_and_cohort_and_falls_with_noise(
 def test_pld_rises_with_rounds_and_cohort_and_falls_with_noise() -> None:
     spent = {
         (cohort, noise, rounds): Accountant("pld", "poisson", cohort, 1000, noise, 1e-6).epsilon(rounds)
-        for cohort, noise, rounds in product((10, 20), (1.0, 1.5), (100, 200))
+        for cohort, noise, rounds in product((10, 20), (2.0, 3.0), (100, 200))
     }
     for (cohort, noise, rounds), epsilon in spent.items():
         assert epsilon <= spent[20, noise, rounds]
-        assert epsilon <= spent[cohort, 1.0, rounds]
+        assert epsilon <= spent[cohort, 2.0, rounds]
         assert epsilon <= spent[cohort, noise, 200]
         assert epsilon < Accountant("rdp", "poisson", cohort, 1000, noise, 1e-6).epsilon(rounds)
     assert len(set(spent.values())) == 8
@@ -222,6 +227,7 @@ def test_pld_rises_with_rounds_and_cohort_and_falls_with_noise() -> None:
 
 @pytest.mark.parametrize("accountant", [POISSON, PLD, REPLACING])
 def test_rounds_that_a_budget_pays(accountant: Accountant) -> None:
+    accountant = replace(accountant, noise_multiplier=3.0)
     budget = accountant.epsilon(70)
     assert accountant.affordable(budget, 100) == 70
     assert accountant.affordable(budget, 50) == 50
@@ -249,18 +255,9 @@ def test_one_client_in_a_million(accountant: Accountant) -> None:
     assert 0 < replace(accountant, cohort=1, population=1_000_000, delta=1e-9).epsilon(5000) < 3
 
 
-def test_a_guarantee_says_between_whom_and_null_for_infinite() -> None:
-    assert POISSON.guarantee(100).summary() == {
-        "epsilon": POISSON.epsilon(100),
-        "delta": 1e-5,
-        "neighbours": "add or remove one client",
-        "accountant": "rdp",
-        "sampling": "poisson",
-    }
-    infinite = replace(REPLACING, noise_multiplier=0.0).guarantee(1)
-    assert infinite.epsilon == math.inf
-    assert infinite.neighbours == "replace one client"
-    assert json.loads(json.dumps(infinite.summary(), allow_nan=False))["epsilon"] is None
+def test_it_says_between_whom() -> None:
+    assert POISSON.neighbours == PLD.neighbours == "add or remove one client"
+    assert REPLACING.neighbours == "replace one client"
 
 
 @pytest.mark.parametrize(
