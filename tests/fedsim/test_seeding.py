@@ -66,6 +66,7 @@ def test_the_numbers_of_the_purposes_never_change() -> None:
         "PERSONAL": 10,
         "TIER": 11,
         "METHOD": 12,
+        "NOISE": 13,
     }
     assert first(0, Purpose.COHORT, 1, 0) == 602_579_985_680_098_625
     assert torch_seed(7, Purpose.DROPOUT, 3, 11) == 7_896_195_277_422_622_743

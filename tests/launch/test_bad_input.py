@@ -153,7 +153,7 @@ ROWS: list[Row] = [
     row("export --merg .", "'--merg'", "did you mean --merge"),
     row("demo --seed 3", "'--seed'", "did you mean --seeds?"),
     row("demo --seeds x", "--seeds", "'x'", "fedsim demo --help"),
-    row("run --config digitz", "unknown preset 'digitz'", "did you mean digits?"),
+    row("run --config digitz", "unknown preset 'digitz'", "did you mean digits or dp_digits?"),
     row("run --config nonsense", "unknown preset 'nonsense'", "known: ", "digits"),
     row("run --methd FLASC", "unknown key 'methd'", "did you mean method?"),
     row("run --cohort 3", "unknown key 'cohort'", "did you mean cohort_size?"),
