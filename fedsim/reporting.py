@@ -212,9 +212,9 @@ def _csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _tag(metric: str, suffix: str = "") -> str:
-    """Names a curve: accuracy is eval/accuracy, full/accuracy is eval_full/accuracy, train/loss is train/loss."""
+    """Names a curve: accuracy is eval/accuracy, full/accuracy is eval_full/accuracy, train/loss stays as it is."""
     source, _, rest = metric.partition("/")
-    if source in ("train", "server"):
+    if source in ("train", "server", "privacy"):
         return f"{source}{suffix}/{rest}"
     view, _, name = metric.rpartition("/")
     group = f"eval_{view}" if view else "eval"
