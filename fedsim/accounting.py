@@ -217,7 +217,8 @@ def noise_for(
         population: how many clients there are.
 
     Returns:
-        The noise multiplier, to a relative 1e-5 above the least that will do: epsilon is kept, not just approached.
+        The noise multiplier, to a relative 1e-5 above the least that will do: epsilon is kept, and by so much that it
+        still is where another machine rounds it otherwise.
 
     Raises:
         ConfigurationError: a number is out of its range, or no noise keeps so small an epsilon.
@@ -261,8 +262,8 @@ def _least_noise(spent: Callable[[float], float], epsilon: float, start: float, 
         return max(-5.0, min(5.0, math.log(max(spent(math.exp(log_noise)), sys.float_info.min) / epsilon)))
 
     low, high = _bracket(overspent, math.log(start), step)
-    found = brentq(overspent, low, high, xtol=NOISE_TOLERANCE / 4)
     nudge = NOISE_TOLERANCE / 4
+    found = brentq(overspent, low, high, xtol=nudge) + nudge  # it can be the root to the last bit
     while overspent(found) > 0:
         found, nudge = found + nudge, 2 * nudge
     return math.exp(found)
