@@ -1,8 +1,10 @@
 """One experiment, from its settings to its files."""
 
 import importlib.metadata
+import math
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import Settings, flatten
 from launch.environment import global_rank, start_workers, stop_workers
-from launch.private import agree_on_secret, promise, summary_of
+from launch.private import agree_on_secret, promise, require_secret, summary_of
 from launch.run_directory import RunDirectory, earlier_settings
 from launch.stopping import StopRequest
 
@@ -125,8 +127,15 @@ def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:
     """Takes the slots and the noise that a run to be resumed chose for itself: they are part of the bits."""
     if settings.resume != "auto":
         return settings
-    earlier = earlier_settings(settings.run_dir) if workers.is_server else {}
-    chosen = {"pack": earlier.get("client.pack", "auto"), "noise": earlier.get("privacy.noise_multiplier")}
+    earlier: dict[str, Any] = {}
+    if workers.is_server:
+        with suppress(ConfigurationError):  # `_agree` refuses what cannot be read, and tells all workers
+            earlier = earlier_settings(settings.run_dir)
+    pack, noise = earlier.get("client.pack"), earlier.get("privacy.noise_multiplier")
+    chosen = {  # of whatever stands there; what is no such number is refused as another setting
+        "pack": pack if type(pack) is int and pack >= 1 else "auto",
+        "noise": noise if isinstance(noise, float) and 0 <= noise < math.inf else None,
+    }
     told = workers.tell(chosen, {})[0]
     return settings.with_pack(told["pack"]).with_noise(told["noise"])
 
@@ -141,6 +150,7 @@ def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory |
             directory = RunDirectory.open(settings.run_dir, name, settings.resume == "auto", settings.resolved)
             if directory.checkpoint is not None:
                 check_continuation(directory.path, directory.checkpoint, built)
+            require_secret(settings.privacy, directory.path, directory.checkpoint is not None)
         except (ConfigurationError, DataError) as error:
             refusal = error if isinstance(error, ConfigurationError) else ConfigurationError(str(error))
             if directory is not None:

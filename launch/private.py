@@ -171,6 +171,29 @@ def agree_on_secret(options: PrivacyOptions, folder: Path | None, workers: Worke
     return int(workers.tell({"secret": f"{secret:032x}"}, {})[0]["secret"], 16)
 
 
+def require_secret(options: PrivacyOptions, folder: Path, goes_on: bool) -> None:
+    """Refuses to go on with a secret that cannot be had again, before anything is written.
+
+    Args:
+        options: the keys of privacy.
+        folder: the run directory.
+        goes_on: whether there is a checkpoint, so that rounds behind it may be done again.
+
+    Raises:
+        ConfigurationError: the secret is damaged, or gone though rounds were drawn from it.
+    """
+    if options.clip is None or options.noise_from == "seed":
+        return
+    path = folder / "checkpoint" / SECRET
+    if path.exists():
+        _read_secret(path)
+    elif goes_on:
+        raise ConfigurationError(
+            f"{path} is missing, so the noise of this run cannot be drawn again: rounds behind the checkpoint would get"
+            " another one, for which nobody has paid; bring the file back, or start in another run_dir"
+        )
+
+
 def _kept_secret(path: Path) -> int:
     """Reads the secret, or draws it and brings it to disk before anything is drawn from it."""
     if not path.exists():
@@ -183,6 +206,10 @@ def _kept_secret(path: Path) -> int:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
+    return _read_secret(path)
+
+
+def _read_secret(path: Path) -> int:
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if len(text) != 32 or not all(digit in "0123456789abcdef" for digit in text):
         raise ConfigurationError(

@@ -155,6 +155,37 @@ def test_the_secret_is_drawn_once_for_the_owners_eyes(tmp_path: Path) -> None:
             agree_on_secret(system, tmp_path, ONE_WORKER)
 
 
+def resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said to who would go on with the run there; refused, and nothing written."""
+    folder = tmp_path / "run"
+    before = (folder / "config.yaml").read_text()
+    options = ["run", *SHORT, "--privacy.noise_from", "system", "--rounds", "2", "--run_dir", str(folder)]
+    assert main([*options, "--resume", "auto"]) == 2
+    assert (folder / "config.yaml").read_text() == before
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_nobody_goes_on_without_the_secret_or_with_noise_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new secret would blur the rounds behind the checkpoint a second time."""
+    options = ["run", *SHORT, "--privacy.noise_from", "system", "--rounds", "1", "--run_dir", str(tmp_path / "run")]
+    assert main(options) == 0
+    key, config = tmp_path / "run" / "checkpoint" / private.SECRET, tmp_path / "run" / "config.yaml"
+    secret, settings = key.read_text(), config.read_text()
+    key.unlink()
+    assert "noise.key is missing" in resumed(tmp_path, capsys)
+    assert not key.exists()
+    key.write_text("12")
+    assert "noise.key is damaged" in resumed(tmp_path, capsys)
+    key.write_text(secret)
+    for bad in ("abc", ".nan"):
+        config.write_text(re.sub(r"noise_multiplier: .*", f"noise_multiplier: {bad}", settings))
+        assert "cannot be resumed with other settings (privacy.noise_multiplier was" in resumed(tmp_path, capsys)
+    config.write_text("a: [")
+    assert "config.yaml cannot be read" in resumed(tmp_path, capsys)
+
+
 REFUSED = [
     (("--privacy.noise_multiplier", "1", "--privacy.clip", "null"), "privacy.noise_multiplier is 1.0; expected null"),
     (("--server.weighting", "examples"), "privacy.clip is given with server.weighting examples: "),
