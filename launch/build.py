@@ -224,7 +224,7 @@ def make_partition(settings: Settings, data: FederatedData) -> Partition:
         )
     if cohort > partition.clients:
         raise ConfigurationError(
-            f"cohort_size is {cohort}, but there are {partition.clients} clients to sample without replacement; "
+            f"cohort_size is {cohort}, but there are {partition.clients} clients to sample from; "
             f"give at most {partition.clients}, or more clients (partition.clients)"
         )
     return partition

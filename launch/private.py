@@ -113,7 +113,8 @@ def settle(options: PrivacyOptions, method: Method, run: RunOptions, population:
         simulated=None if own == simulated else simulated,
     )
     settled = replace(run, rounds=rounds)
-    return Private(mechanism, settled, noise, (*_budget_note(run, rounds), *promise(mechanism, rounds)))
+    notes = (*_budget_note(run, rounds, mechanism), *promise(mechanism, rounds), *_warnings(options, mechanism))
+    return Private(mechanism, settled, noise, notes)
 
 
 def promise(mechanism: Mechanism, rounds: int) -> tuple[str, ...]:
@@ -257,15 +258,32 @@ def _adaptive(options: PrivacyOptions, noise: float, cohort: int, scale: float) 
     return AdaptiveClip(options.clip_quantile, options.clip_lr, count_noise * scale if noise else 0.0), on_update
 
 
-def _budget_note(run: RunOptions, rounds: int) -> tuple[str, ...]:
+def _budget_note(run: RunOptions, rounds: int, mechanism: Mechanism) -> tuple[str, ...]:
     if rounds == run.rounds:
         return ()
-    return (f"privacy.epsilon is spent after {rounds} of {run.rounds} rounds, with which the run ends",)
+    whose = "" if mechanism.simulated is None else ", the simulated one,"
+    return (f"privacy.epsilon{whose} is spent after {rounds} of {run.rounds} rounds, with which the run ends",)
+
+
+def _warnings(options: PrivacyOptions, mechanism: Mechanism) -> tuple[str, ...]:
+    """What makes an epsilon worth less than it looks, a line each."""
+    delta, population = mechanism.accountant.delta, mechanism.accountant.population
+    lines = []
+    if options.noise_from == "seed" and mechanism.noise_multiplier:
+        lines.append("noise comes from the seed, and who knows that can take it away: such a run protects nobody")
+    if mechanism.noise_multiplier and delta >= 1 / population:
+        lines.append(
+            f"privacy.delta is {delta:.3g}, not below 1 / {population:,}: to publish a client's data now and then would"
+            " be as private"
+        )
+    return tuple(lines)
 
 
 def _sentence(what: str, accountant: Accountant, rounds: int) -> str:
     epsilon, noise = accountant.epsilon(rounds), accountant.noise_multiplier
-    cost = f"epsilon {epsilon:.4g}" if math.isfinite(epsilon) else "no epsilon, as there is no noise,"
+    if not math.isfinite(epsilon):
+        return f"{what}: no; there is no noise, so that epsilon has no bound"
+    cost = f"epsilon {epsilon:.4g}"
     return (
         f"{what}: {cost} at delta {accountant.delta:.3g} after {rounds} rounds, neighbours {accountant.neighbours}"
         f" (noise multiplier {noise:.4g}, {accountant.cohort:,} of {accountant.population:,} clients a round,"

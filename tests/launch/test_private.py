@@ -131,10 +131,19 @@ def test_delta_is_below_one_over_the_clients() -> None:
         settled(delta=None, population=1, run=replace(RUN, cohort_size=1))
 
 
+def test_what_makes_an_epsilon_worth_less_is_said() -> None:
+    assert not [note for note in settled(noise_multiplier=1.0).notes if not note.startswith("private: ")]
+    open_noise = settled(noise_multiplier=1.0, noise_from="seed").notes[-1]
+    assert open_noise.startswith("noise comes from the seed")
+    assert settled(noise_multiplier=1.0, delta=0.01).notes[-1].startswith("privacy.delta is 0.01, not below 1 / 100: ")
+    spent = settled(noise_multiplier=1.0, epsilon=4.0, simulated_cohort=50).notes[0]
+    assert spent.startswith("privacy.epsilon, the simulated one, is spent after ")
+
+
 def test_no_noise_is_no_privacy_and_null_in_the_summary() -> None:
     mechanism = mechanism_of()
     assert mechanism.noise_multiplier == 0
-    assert promise(mechanism, 3)[0].startswith("private: no epsilon, as there is no noise, at delta 0.001 after 3")
+    assert promise(mechanism, 3) == ("private: no; there is no noise, so that epsilon has no bound",)
     told = summary_of(PrivacyOptions(clip=0.5), mechanism, 3)
     assert told["epsilon"] is None
     assert json.loads(json.dumps(told, allow_nan=False)) == told
