@@ -108,6 +108,14 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
             return "its server makes more of the uploads than their plain sum"
         return ""
 
+    @property
+    def sends_by_history(self) -> bool:
+        """Whether what a client sends depends on the rounds that it took part in before.
+
+        Others' sums then tell when they were sampled, which only coins of their own make independent of a client.
+        """
+        return False
+
     # Before a run.
 
     def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:

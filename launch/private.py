@@ -68,6 +68,11 @@ def refuse_unprotected(
             "privacy.clip is given with communication.error_feedback: what clients owe tells who was sampled before,"
             " and without replacement who was not; give --cohort_sampling poisson, or leave it out"
         )
+    if method.sends_by_history and fixed:
+        raise ConfigurationError(
+            f"privacy.clip is given, but what clients of {method.label} send tells who was sampled before, and without"
+            " replacement who was not; give --cohort_sampling poisson"
+        )
     if privacy.accountant == "pld" and fixed:
         raise ConfigurationError(
             "privacy.accountant is pld, which has no bound for sampling without replacement; give rdp, or"

@@ -112,6 +112,11 @@ class HetLoRA(Method):
             return ""
         return "clients weigh by the norm of what they trained: give --method.aggregation uniform"
 
+    @property
+    def sends_by_history(self) -> bool:
+        """A client that prunes itself sends less from its next round on."""
+        return self.rank_decay < 1
+
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the slices, padded with zeros."""
         return MeasuredMean(state, partial(product_norm, state) if self.aggregation == "sparsity" else None)

@@ -203,6 +203,10 @@ REFUSED = [
         ("--communication.error_feedback", "true", "--cohort_sampling", "without_replacement"),
         "privacy.clip is given with communication.error_feedback: ",
     ),
+    (
+        ("--method", "HetLoRA", "--method.rank_decay", "0.9", "--cohort_sampling", "without_replacement"),
+        "privacy.clip is given, but what clients of HetLoRA ",
+    ),
     (("--privacy.accountant", "pld", "--cohort_sampling", "without_replacement"), "privacy.accountant is pld, which"),
     (("--method", "FLoRANA"), "privacy.clip is given, but FLoRANA cannot be private: its server makes more"),
     (("--privacy.delta", "1"), "privacy.delta is 1.0; expected a number in (0, 1), or null"),
