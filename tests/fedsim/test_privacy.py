@@ -225,6 +225,30 @@ def test_the_clip_finds_the_median_and_its_noise_comes_after_the_sums() -> None:
     assert 4 < float(state.private[CLIP]) < 6.3
 
 
+def counted(uploads: Sequence[Arrived], count_noise: float = 0.0, seed: int = 0) -> float:
+    """The noisy count that moved the clip, read from how far it moved."""
+    state, mechanism = server(), replace(FIXED, adaptive=AdaptiveClip(0.5, 0.2, count_noise))
+    summed(mechanism, uploads, state=state, seed=seed)
+    return -float(np.log(state.private[CLIP])) / 0.2 * mechanism.cohort_size
+
+
+@given(cohort=st.lists(UPLOADS, max_size=6), one=UPLOADS, other=UPLOADS)
+def test_one_client_moves_the_count_by_a_half_and_by_one_where_it_is_replaced(
+    cohort: list[Arrived], one: Arrived, other: Arrived
+) -> None:
+    """As the split of the noise has it (`update_noise_multiplier`); whatever it sends."""
+    without, with_one, with_other = counted(cohort), counted([*cohort, one]), counted([*cohort, other])
+    assert abs(with_one - without) == pytest.approx(0.5, abs=1e-9)
+    assert abs(with_one - with_other) <= 1 + 1e-9
+
+
+def test_the_count_has_the_noise_that_it_was_given() -> None:
+    """2,000 draws: a deviation off by 15% would fail with a probability above 99.9%."""
+    drawn = np.array([counted([], 3.0, seed) for seed in range(2000)]) / 3
+    assert abs(drawn.mean()) < 4.9 / 2000**0.5
+    assert abs(drawn.std() - 1) < 4.9 / 4000**0.5
+
+
 def _at(state: ServerState) -> ServerState:
     """A server whose clip is the one that the last round had."""
     before = server()
