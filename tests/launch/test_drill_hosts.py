@@ -9,7 +9,8 @@ import pytest
 
 from fedsim.errors import ConfigurationError
 from launch.drills import network
-from launch.drills.hosts import MEETINGS, PARTS, main, surroundings, torchrun
+from launch.drills.hosts import PARTS, main
+from launch.drills.hosts_run import MEETINGS, surroundings, torchrun
 from launch.drills.network import host, missing, set_up
 
 HEAD, OTHER = host(0), host(1)

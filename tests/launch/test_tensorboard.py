@@ -4,7 +4,6 @@ import csv
 import io
 import re
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from PIL import Image
 from fedsim import simulation
 from fedsim.checkpoint import Checkpoint
 from launch.__main__ import main
+from launch.drills.background import background
 
 pytest.importorskip("playwright", reason="no playwright here: pip install -c constraints.txt -e '.[test]'")
 
@@ -89,20 +89,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(run: Path) -> Iterator[str]:
     """Where a TensorBoard serves the run's parent folder; it serves when all is read, from a port that was free."""
     log = run.parent.parent / "tensorboard.log"
-    command = (sys.executable, "-m", "tensorboard.main", "--logdir", run.parent, "--host", "127.0.0.1", "--port", "0")
+    command = (sys.executable, "-m", "tensorboard.main", "--logdir", str(run.parent))
+    alone = ("--host", "127.0.0.1", "--port", "0")
     blocking = ("--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0")
-    with log.open("w") as file, subprocess.Popen([*command, *blocking], stdout=file, stderr=file) as process:
-        try:
-            read = re.compile(r"http://127\.0\.0\.1:\d+/").search
-            found = settled(lambda: read(log.read_text()), lambda it: it is not None or process.poll() is not None)
-            assert found is not None, log.read_text()
-            yield found[0]
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with background([*command, *alone, *blocking], log) as process:
+        read = re.compile(r"http://127\.0\.0\.1:\d+/").search
+        found = settled(lambda: read(log.read_text()), lambda it: it is not None or process.poll() is not None)
+        assert found is not None, log.read_text()
+        yield found[0]
 
 
 @pytest.fixture(scope="module")
