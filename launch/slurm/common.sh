@@ -46,8 +46,9 @@ run_and_requeue() {
         wait "$step" || status=$?
         [ "$heard" ] # then it was the waiting that ended; the shell remembers the step's status where that has ended, too
     do :; done
-    if [ -e "$RUN_DIR/PREEMPTED" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ] &&
-        { [ "$limit" ] || asked_to_make_room; }; then
+    # At its time limit a run that left no marker came no further in all this time. One that has to make room was only new.
+    if [ "$status" != 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_REQUEUES:-100}" ] &&
+        { { [ "$limit" ] && [ -e "$RUN_DIR/PREEMPTED" ]; } || asked_to_make_room; }; then
         scontrol requeue "$JOB"
     fi
     exit "$status"

@@ -72,42 +72,52 @@ def test_at_the_time_limit_the_run_is_told_and_the_job_queued_again(script: str,
 def test_of_an_array_one_task_alone_is_told_and_queued_again(job: Path) -> None:
     """The number of the array, which one of its tasks has as its own, would mean all of them."""
     (job / "go_on").touch()
-    batch = start(job, "fedsim.sbatch", DIR="runs/slurm-41-3", SLURM_ARRAY_JOB_ID="41", SLURM_ARRAY_TASK_ID="3")
+    task = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3"}
+    batch = start(job, "fedsim.sbatch", DIR="runs/slurm-41-3", STATUS="85", **task)
     while not (job / "ran").exists():
         time.sleep(0.02)
     time.sleep(0.2)
     batch.send_signal(signal.SIGUSR1)
-    assert batch.wait(30) == 0
+    assert batch.wait(30) == 85
     assert (job / "asked").read_text().splitlines() == ["--signal=USR1 41_3", "requeue 41_3"]
 
 
-def test_a_preempted_run_that_leaves_in_time_is_queued_again(job: Path) -> None:
-    """SLURM sends SIGTERM to the step alone; a job that left before it comes for the nodes it does not queue again."""
+@pytest.mark.parametrize(("came", "status"), [("behind a round", "85"), ("before the first", "143")])
+def test_a_preempted_run_that_leaves_in_time_is_queued_again(came: str, status: str, job: Path) -> None:
+    """SLURM sends SIGTERM to the step alone; a job that left before it comes for the nodes it does not queue again.
+    A run that SIGTERM met while Python started leaves no marker."""
     (job / "shown").write_text(
         "JobId=41 JobState=RUNNING Reason=None PreemptTime=2026-01-02T03:04:05 SuspendTime=None\n"
     )
-    (job / "told").touch()
-    assert start(job, "fedsim.sbatch", STATUS="85").wait(30) == 85
+    if came == "behind a round":
+        (job / "told").touch()
+    assert start(job, "fedsim.sbatch", STATUS=status).wait(30) == int(status)
     assert (job / "asked").read_text().splitlines() == ["requeue 41"]
 
 
-@pytest.mark.parametrize("why", ["failed", "cancelled", "too often"])
+@pytest.mark.parametrize("why", ["failed", "cancelled", "no marker", "finished", "too often"])
 def test_a_job_that_cannot_or_should_not_go_on_is_not_queued_again(why: str, job: Path) -> None:
-    """A marker of an earlier start says nothing; nor does one that a cancelled step left."""
-    (job / "shown").write_text("JobId=41 JobState=COMPLETING Reason=None PreemptTime=None SuspendTime=None\n")
+    """A marker of an earlier start says nothing; nor does one that a cancelled step left. A run that came to no round
+    before its time limit would come to none the next time; one that finished has nothing to do."""
+    preempted = "JobState=RUNNING Reason=None PreemptTime=2026-01-02T03:04:05"
+    shown = preempted if why == "finished" else "JobState=COMPLETING Reason=None PreemptTime=None"
+    (job / "shown").write_text(f"JobId=41 {shown} SuspendTime=None\n")
     (job / "runs" / "slurm-41").mkdir(parents=True)
     (job / "runs" / "slurm-41" / "PREEMPTED").touch()
-    if why != "failed":
+    if why not in ("failed", "finished"):
         (job / "go_on").touch()
-    batch = start(job, "fedsim.sbatch", STATUS="2", SLURM_RESTART_COUNT="100")
+    if why == "no marker":
+        (job / "scancel").write_text('#!/usr/bin/env bash\necho "$@" >> asked; rm go_on\n')
+    status = "0" if why == "finished" else "2"
+    batch = start(job, "fedsim.sbatch", STATUS=status, **({"SLURM_RESTART_COUNT": "100"} if why == "too often" else {}))
     while not (job / "ran").exists():
         time.sleep(0.02)
     time.sleep(0.2)
     if why == "cancelled":
         batch.send_signal(signal.SIGTERM)  # which the steps get, too
         (job / "told").touch()
-    if why == "too often":
+    if why in ("no marker", "too often"):
         batch.send_signal(signal.SIGUSR1)
-    assert batch.wait(30) == 2
+    assert batch.wait(30) == int(status)
     asked = (job / "asked").read_text().splitlines() if (job / "asked").exists() else []
-    assert asked == (["--signal=USR1 41"] if why == "too often" else [])
+    assert asked == (["--signal=USR1 41"] if why in ("no marker", "too often") else [])

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from fedsim import simulation
+from launch import experiment
 from launch.__main__ import main
 from launch.drills.outcome import bits
 from launch.drills.workers import kill, launch, run, wait
@@ -60,6 +61,27 @@ def test_a_signal_ends_the_run_behind_its_round(
     assert main(["run", *OPTIONS, "--run_dir", str(stopped), "--resume", "auto"]) == 0
     assert not (stopped / "PREEMPTED").exists()
     assert (stopped / "DONE").exists()
+    assert bits(stopped) == bits(whole)
+
+
+def test_a_signal_before_the_first_round_leaves_a_run_that_can_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a marker, so that a batch job is queued again, and no checkpoint."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main(["run", *OPTIONS, "--run_dir", str(whole)]) == 0
+    build = experiment.build
+
+    def signalled(*arguments: object) -> object:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "build", signalled)
+        assert main(["run", *OPTIONS, "--run_dir", str(stopped)]) == 85
+    assert (stopped / "PREEMPTED").read_text() == "SIGTERM\n"
+    assert not (stopped / "checkpoint").exists()
+    assert main(["run", *OPTIONS, "--run_dir", str(stopped), "--resume", "auto"]) == 0
     assert bits(stopped) == bits(whole)
 
 
