@@ -3,7 +3,7 @@
     python -m launch.drills.slurm
 
 Every run goes the user's way (`fedsim submit`) and is held against an undisturbed one on one worker: on two nodes by
-srun and by torchrun, as an array, told of its time limit, and preempted by a job of a higher partition.
+srun and by torchrun, as an array, and told of its time limit and then preempted by a job of a higher partition.
 """
 
 import signal
@@ -18,12 +18,12 @@ from pathlib import Path
 from fedsim.checkpoint import newest_checkpoint
 from fedsim.errors import ConfigurationError
 from launch.arguments import Arguments
-from launch.drills.outcome import bits
+from launch.drills.outcome import bits, table
 from launch.drills.slurm_cluster import PACKAGES, Cluster, cluster, missing
 from launch.stopping import PREEMPTED
 
-ROUNDS = 60
-KEYS = ("--config", "digits", "--rounds", str(ROUNDS))
+ROUNDS = 40
+KEYS = ("--config", "digits", "--rounds", str(ROUNDS), "--evaluate_every_rounds", "5")
 SECONDS = 300
 """After which a run counts as one that hangs."""
 
@@ -69,25 +69,39 @@ class Drill:
                 raise Differs(f"not seen in {SECONDS} s: {what}")
             time.sleep(0.2)
 
-    def under_way(self, job: str) -> None:
-        """Waits until a job's run has come to its tenth round and has a checkpoint."""
+    def under_way(self, job: str, behind: int = 0) -> None:
+        """Waits until a job's run has evaluated a round behind that one."""
         metrics = self.run(job) / "metrics.csv"
-        self.until("round 10", lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+        self.until(
+            f"an evaluation behind round {behind}",
+            lambda: metrics.exists() and any(int(row["round"]) > behind for row in table(metrics)),
+        )
 
-    def requeued(self, job: str) -> str:
-        """Waits until a job, or a task (1_0), is queued again, lets it start, and says where it stopped."""
+    def requeued(self, job: str, times: int = 1) -> tuple[int, str]:
+        """Waits until a job, or a task (1_0), is queued again, and lets it start.
+
+        Args:
+            job: which.
+            times: it was queued again, this one included.
+
+        Returns:
+            The round that it saved, and what was seen.
+
+        Raises:
+            Differs: it was not queued again, not stopped on its way, or did not save.
+        """
 
         def waits_again() -> bool:
             (task,) = self.slurm.tasks(job)
             if task["JobState"] in ("FAILED", "CANCELLED", "TIMEOUT", "COMPLETED"):
                 raise Differs(f"job {job} is {task['JobState']} and was not queued again")
-            return (task["JobState"], task["Restarts"]) == ("PENDING", "1")
+            return (task["JobState"], task["Restarts"]) == ("PENDING", str(times))
 
         self.until("the job is queued again", waits_again)
         run = self.run(job.replace("_", "-"))
         saved, _ = newest_checkpoint(run / "checkpoint")
         marker = run / PREEMPTED
-        if saved is None or not 10 <= saved.round < ROUNDS or not marker.exists():
+        if saved is None or not 0 < saved.round < ROUNDS or not marker.exists():
             raise Differs("the run was not stopped on its way, or did not save")
         heard = marker.read_text().strip()
         time.sleep(REVOKED_SECONDS)
@@ -97,7 +111,7 @@ class Drill:
             return not waits_again()
 
         self.until("the job starts again", starts)
-        return f"{heard}, saved round {saved.round}, queued again and gone on"
+        return saved.round, f"{heard}, saved round {saved.round}, queued again and gone on"
 
     def completed(self, job: str, tasks: int = 1) -> None:
         """Waits for a job's end, which must be a good one."""
@@ -157,7 +171,7 @@ def array(drill: Drill) -> str:
     tasks = drill.slurm.tasks(job)
     (told,) = (task["ArrayTaskId"] for task in tasks if task["JobId"] == job)  # its number is the whole array's
     drill.slurm.call("scancel", "--signal=USR1", "--batch", f"{job}_{told}")
-    said = drill.requeued(f"{job}_{told}")
+    _, said = drill.requeued(f"{job}_{told}")
     drill.completed(job, tasks=2)
     if {task["ArrayTaskId"]: task["Restarts"] for task in drill.slurm.tasks(job)}[str(1 - int(told))] != "0":
         raise Differs("the other task was disturbed")
@@ -166,32 +180,27 @@ def array(drill: Drill) -> str:
     return f"2 tasks with 2 workers each at once on n1, in run directories of their own; USR1 to task {told}: {said}"
 
 
-def time_limit(drill: Drill) -> str:
-    """The signal that --signal=B:USR1 sends, sent by hand: SLURM's own comes up to a minute early."""
-    job = drill.submit("--nodes", "2")
-    drill.under_way(job)
-    drill.slurm.call("scancel", "--signal=USR1", "--batch", job)
-    said = drill.requeued(job)
-    drill.completed(job)
-    drill.same(job)
-    return f"USR1 to the batch script by scancel: {said}"
+def stopped_twice(drill: Drill) -> str:
+    """Told of its time limit, and, gone on, in the way of a job of the higher partition that needs both nodes.
 
-
-def preemption(drill: Drill) -> str:
-    """A job of the higher partition that needs both nodes."""
+    The signal that --signal=B:USR1 sends is sent by hand: SLURM's own comes up to a minute early.
+    """
     job = drill.submit("--nodes", "2", "--partition", "low")
     drill.under_way(job)
+    drill.slurm.call("scancel", "--signal=USR1", "--batch", job)
+    saved, told = drill.requeued(job)
+    drill.under_way(job, behind=saved)
     options = ("--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null")
     higher = drill.slurm.call("sbatch", *options, "--wrap=sleep 1")
-    said = drill.requeued(job)
+    _, preempted = drill.requeued(job, times=2)
     drill.completed(higher)
     drill.completed(job)
     drill.same(job)
-    return f"for a job in the higher partition: {said}"
+    return f"USR1 to the batch script by scancel: {told}; for a job in the higher partition: {preempted}"
 
 
 CASES: dict[str, Callable[[Drill], str]] = {
-    case.__name__: case for case in (by_srun, by_torchrun, array, time_limit, preemption)
+    case.__name__: case for case in (by_srun, by_torchrun, array, stopped_twice)
 }
 
 
@@ -224,7 +233,7 @@ def _report(name: str, drill: Drill) -> bool:
         said, well = f"{CASES[name](drill)}; same bits", True
     except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
         said, well = f"DIFFERS: {error}", False
-    print(f"{name:<11} {said} ({time.monotonic() - started:.0f} s)", flush=True)
+    print(f"{name:<13} {said} ({time.monotonic() - started:.0f} s)", flush=True)
     outputs = sorted(drill.slurm.folder.glob("slurm-*.out"), key=lambda path: path.stat().st_mtime)
     log = drill.slurm.folder.parent / "slurmctld.log"
     if not well:

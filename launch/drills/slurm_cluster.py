@@ -6,13 +6,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 import launch
+from launch.drills.background import background
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 PACKAGES = "apt-get install -y --no-install-recommends slurm-wlm munge"
@@ -38,7 +39,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
-SchedulerParameters=bf_interval=2,sched_interval=5,batch_sched_delay=0
+SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
@@ -104,7 +105,7 @@ class Cluster:
             RuntimeError: it failed.
         """
         done = subprocess.run(
-            command, cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False, timeout=120
+            command, cwd=self.folder, env=self.variables, capture_output=True, text=True, check=False, timeout=300
         )
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} failed: {done.stderr.strip()}")
@@ -181,27 +182,9 @@ def _variables(conf: Path) -> dict[str, str]:
     return {**kept, "SLURM_CONF": str(conf), "PYTHONPATH": os.pathsep.join([here, kept.get("PYTHONPATH", "")])}
 
 
-@contextmanager
-def _daemon(up: Cluster, program: str, *arguments: str) -> Iterator[None]:
-    """Keeps a daemon in the foreground, out of the reach of Ctrl-C, and ends it."""
-    with open(up.folder.parent / f"{program}.said", "ab") as said:
-        process = subprocess.Popen(
-            [_find(program) or program, *arguments],
-            env=up.variables,
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+def _daemon(up: Cluster, program: str, *arguments: str) -> AbstractContextManager[object]:
+    """Keeps one of SLURM's daemons in the foreground of its own."""
+    return background([_find(program) or program, *arguments], up.folder.parent / f"{program}.said", up.variables)
 
 
 def _idle(up: Cluster) -> str:

@@ -1,4 +1,4 @@
-"""The drill of SLURM: what it writes and refuses; on request, and where there is a SLURM, all of it."""
+"""The drill of SLURM: what it writes and refuses; where there is a SLURM, one of its cases, on request all."""
 
 import subprocess
 import sys
@@ -56,10 +56,23 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(LACKING), reason=f"missing here: {', '.join(LACKING)}")
-def test_all_of_it() -> None:
-    command = [sys.executable, "-m", "launch.drills.slurm"]
+def drilled(*options: str) -> str:
+    """What the drill says of cases that end well; in a process of its own, as it listens for signals."""
+    command = [sys.executable, "-m", "launch.drills.slurm", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("; same bits (") == len(slurm.CASES)
+    return done.stdout
+
+
+@pytest.mark.skipif(bool(LACKING), reason=f"no SLURM here, missing: {', '.join(LACKING)}")
+def test_a_job_that_is_stopped_twice_goes_on_to_the_same_bits() -> None:
+    said = drilled("--cases", "stopped_twice")
+    assert "SIGUSR1, saved round" in said
+    assert "SIGTERM, saved round" in said
+    assert said.count("; same bits (") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(LACKING), reason=f"no SLURM here, missing: {', '.join(LACKING)}")
+def test_all_of_it() -> None:
+    assert drilled().count("; same bits (") == len(slurm.CASES)
