@@ -76,7 +76,9 @@ def configuration(folder: Path, host: str, ports: Sequence[int]) -> str:
         "SlurmdLogFile": "slurmd.%n.log",
     }
     controller, *others = ports
-    head = [f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={controller}"]
+    # Workers meet on a port that follows from the job's number: that of no other SLURM here, and below those given out.
+    first = f"FirstJobId={1 + controller % 12000}"
+    head = [f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={controller}", first]
     paths = [f"AuthInfo=socket={folder / 'munge.socket'}", *(f"{key}={folder / name}" for key, name in files.items())]
     shape = f"CPUs={CPUS} Boards=1 SocketsPerBoard=1 CoresPerSocket={CPUS} ThreadsPerCore=1 RealMemory=1000"
     nodes = [

@@ -18,6 +18,7 @@ def test_slurm_conf_keeps_to_its_folder_and_to_this_machine(tmp_path: Path) -> N
     assert len(keys) == len(set(keys))
     assert "SlurmctldHost=host(127.0.0.1)" in lines
     assert "SlurmctldPort=7001" in lines
+    assert "FirstJobId=7002" in lines
     assert f"AuthInfo=socket={tmp_path}/munge.socket" in lines
     paths = [line.rpartition("=")[2] for line in lines if "=/" in line]
     assert len(paths) == 7
