@@ -26,6 +26,7 @@ from fedsim.options import (
     require,
 )
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
+from launch.nulls import refuse_nulls
 from launch.private import refuse_unprotected
 from launch.registry import BACKBONES, PRESETS, choices, import_choices
 from launch.yaml_files import MOST_CHARACTERS, NoSettings, parse_yaml, read_yaml
@@ -101,6 +102,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         arguments = _with_preset(arguments)
         config = parser.parse_args(arguments)
         _check_values(config, parser)
+        refuse_nulls(config, parser, arguments)
         _resolve_folders(config)
         built = parser.instantiate(config)
         resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))

@@ -143,13 +143,13 @@ def _wrong_type(text: str, key: str, parser: ArgumentParser) -> ConfigurationErr
     if "Unable to load config" in text:
         return unknown_key(key.partition(".")[0], known_keys(parser))
     if (union := re.search(r"Subtypes: \[(.+)\]", inner)) and (given := re.search(r"Given value: (.*)", inner)):
-        return ConfigurationError(f"{key} is {given[1]}; expected {_plainly(union[1])}")
+        return ConfigurationError(f"{key} is {given[1]}; expected {plainly(union[1])}")
     if match := re.search(r"Expected an? (.+?)\.? Got value: (.*)", inner):
-        return ConfigurationError(f"{key} is {match[2]}; expected {_plainly(match[1])}")
+        return ConfigurationError(f"{key} is {match[2]}; expected {plainly(match[1])}")
     return None
 
 
-def _plainly(expected: str) -> str:
+def plainly(expected: str) -> str:
     """Says a type in words."""
     text = re.sub(r"(?:typing\.)?Literal\[(.+?)\]", lambda match: f"one of {match[1]}".replace("'", ""), expected)
     text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text)

@@ -271,3 +271,22 @@ def test_a_method_without_an_optimiser_refuses_one_by_hand(elsewhere: Path) -> N
     assert read_settings(["--method", "FFALoRA", "--server.lr", "0.1"]).server.lr == 0.1
     (elsewhere / "run.yaml").write_text(save_yaml(read_settings(["--method", "FedIT"]).resolved))
     assert read_settings(["--config", "run.yaml"]).method.label == "FedIT"
+
+
+def test_a_class_with_types_for_type_checkers_alone_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose types cannot be told, and so not whether null is one of their values."""
+    (tmp_path / "lazily_typed.py").write_text(
+        "from __future__ import annotations\n"
+        "from typing import TYPE_CHECKING\n"
+        "from data_partitions.dataset import DataSet\n"
+        "if TYPE_CHECKING:\n"
+        "    from decimal import Decimal\n"
+        "class Lazy(DataSet):\n"
+        "    def __init__(self, path: str, share: Decimal | None = None):\n"
+        "        self.share = share\n"
+        "    def load(self):\n"
+        "        raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = read_settings(["--config", "digits", "--data", "lazily_typed.Lazy", "--data.path", "x"])
+    assert settings.resolved["data"]["init_args"] == {"path": "x", "share": None}

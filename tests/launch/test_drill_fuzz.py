@@ -45,7 +45,8 @@ class Broken(Target):
         if kind == 2:
             raise KeyError("a bug")
         if kind == 3:
-            time.sleep(60)
+            while True:
+                time.process_time()
         if kind == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         if kind == 5:
