@@ -327,7 +327,7 @@ def update_noise_multiplier(noise_multiplier: float, count_noise: float) -> floa
         return 0.0
     if not noise_multiplier < 2 * count_noise:
         raise ConfigurationError(
-            f"the noise on the count of clipped updates is {count_noise}; expected more than {noise_multiplier / 2}, "
-            "half the noise multiplier; raise it, or lower the noise multiplier"
+            f"privacy.clip_count_noise is {count_noise:g}; expected more than {noise_multiplier / 2:g}, half the noise "
+            "multiplier; raise it, or lower the noise multiplier"
         )
     return noise_multiplier / math.sqrt(1 - (noise_multiplier / (2 * count_noise)) ** 2)

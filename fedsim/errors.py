@@ -13,6 +13,19 @@ class TrainingError(RuntimeError):
     """A run that cannot go on: the message is one line naming client, round and what to do."""
 
 
+class UnsendableError(TrainingError):
+    """Values that the dtype in which they are to travel cannot hold.
+
+    Args:
+        what: the message that they were for.
+        fault: how many, which, and what to do.
+    """
+
+    def __init__(self, what: str, fault: str) -> None:
+        super().__init__(f"{what}: {fault}")
+        self.fault = fault
+
+
 class RunStopped(RuntimeError):
     """A run that was asked to stop and left; it goes on from its last checkpoint.
 

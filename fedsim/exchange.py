@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedsim.client import Trained
 from fedsim.codec import VALUE_DTYPES, Part, PayloadError, decode_message, encode
-from fedsim.errors import TrainingError
+from fedsim.errors import UnsendableError
 from fedsim.method import Download, Method, Upload
 from fedsim.options import CommunicationOptions
 from fedsim.sparse import SparseVector
@@ -58,7 +58,7 @@ class Exchange:
             The message; no byte where nothing may travel, so that there is nothing to say.
 
         Raises:
-            TrainingError: the value dtype cannot hold a value.
+            UnsendableError: the value dtype cannot hold a value.
         """
         if support is not None and not len(support) and not download.beside:
             return b""
@@ -84,6 +84,9 @@ class Exchange:
             trained: the job that is done.
             examples: how many it trained on.
             what: names the message in an error.
+
+        Raises:
+            UnsendableError: the value dtype cannot hold a value.
         """
         job, vector = trained.job, trained.vector
         owed = job.state.get(RESIDUAL) if self._options.error_feedback else None
@@ -125,7 +128,7 @@ class Exchange:
         try:
             return b"".join(encode(part, coding, dtype, examples) for part in (first, *beside))
         except ValueError as error:
-            raise TrainingError(f"{what}: {error}") from error
+            raise UnsendableError(what, str(error)) from error
 
     def _read(self, payload: bytes, support: Tensor | None, like: Tensor) -> tuple[SparseVector, tuple[Part, ...], int]:
         parts, examples = decode_message(payload)

@@ -211,6 +211,11 @@ def weight_of(arrived: Arrived, weighting: Weighting | None) -> float:
     return float(arrived.examples) if weighting == "examples" else 1.0
 
 
+def refusal_of(weighting: Weighting) -> str:
+    """Why a mean of this weighting cannot be private (`Method.private_refusal`); nothing where it can."""
+    return "" if weighting == "uniform" else "clients weigh by their examples: give --method.weighting uniform"
+
+
 def assign(state: ServerState, update: Tensor) -> None:
     """Takes over what a `FactorAggregate` made."""
     state.vector.data.sub_(update)

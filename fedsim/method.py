@@ -76,6 +76,9 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
     personal_parts: ClassVar[bool] = False
     """Whether clients keep parts of P of their own, so that each has a model of its own to evaluate."""
 
+    sums_updates: ClassVar[bool] = False
+    """Whether an `aggregate` of its own is the plain sum of the updates all the same, and but measures beside it."""
+
     keeps_basis: ClassVar[bool] = True
     """Whether an entry of P means the same from round to round, so that a client can owe some of it."""
 
@@ -104,7 +107,7 @@ class Method(ABC):  # noqa: B024 - jsonargparse chooses among subclasses of a cl
         """
         if self.personal_parts:
             return "clients keep parts of their own, whose mean it shows without noise"
-        if type(self).aggregate is not Method.aggregate:
+        if type(self).aggregate is not Method.aggregate and not self.sums_updates:
             return "its server makes more of the uploads than their plain sum"
         return ""
 

@@ -4,6 +4,7 @@ FLASC, Section 4.5 and Appendix A (DP-FedAdam): decode, clip, sum, divide by the
 cohort (De et al. 2022), and then the server's optimiser as ever. What each end of it promises is in docs/privacy.md.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from fedsim.state import ServerState, Shared
 
 CLIP = "clip"
 """Under this name the server keeps the clip where it adapts, a number in float64."""
+CLIP_BOUNDS = 1e-30, 1e30
+"""Of a clip that adapts, by which norms can still be divided."""
 _PIECE = 2**20
 """Noise is drawn in pieces of so many values, as it is float64 and P may be a whole backbone."""
 
@@ -38,8 +41,9 @@ class AdaptiveClip:
     count_noise: float
 
     def next_clip(self, clip: float, noisy_fraction: float) -> float:
-        """C exp(-lr (b - quantile)): down where more than that fraction was within it."""
-        return clip * float(np.exp(-self.lr * (noisy_fraction - self.quantile)))
+        """C exp(-lr (b - quantile)): down where more than that fraction was within it, and never out of all bounds."""
+        low, high = (math.log(bound) for bound in CLIP_BOUNDS)
+        return math.exp(min(max(math.log(clip) - self.lr * (noisy_fraction - self.quantile), low), high))
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,15 @@ class PrivateSum:
         self._clip = float(state.private.get(CLIP, torch.tensor(mechanism.clip, dtype=torch.float64)))
         self._total = torch.zeros(state.layout.length, dtype=torch.float64, device=device)
         self._covered = None if covered is None else covered.to(device)
+        self._may = None if covered is None else torch.zeros(len(self._total), dtype=torch.bool, device=device)
+        if self._may is not None:
+            self._may[self._covered] = True
         self._arrived = self._within = 0
 
     def add(self, arrived: Arrived) -> None:
         """Adds one upload, clipped, in units of the clip; its weight and its examples have no say."""
         update = arrived.update
-        if not _is_covered(update, self._covered):
+        if self._may is not None and not bool(self._may[_named(update)].all()):
             raise AssertionError(f"client {arrived.client} sent entries of P that get no noise in this round")
         values, length = update.values.double(), euclidean_norm(update.values)
         self._arrived += 1
@@ -183,10 +190,6 @@ def add_noise(total: Tensor, covered: Tensor | None, deviation: float, noise: np
             total[covered[start:stop]] += piece
 
 
-def _is_covered(update: SparseVector, covered: Tensor | None) -> bool:
-    """Whether all that an update names is covered."""
-    if covered is None:
-        return True
-    if update.indices is None:
-        return len(covered) == len(update.values)
-    return bool(torch.isin(update.indices.to(covered.device), covered).all())
+def _named(update: SparseVector) -> Tensor | slice:
+    """The entries of P that an update names."""
+    return slice(None) if update.indices is None else update.indices

@@ -14,9 +14,10 @@ from torch import Tensor
 from fedsim.bad_clients import Faults, judge
 from fedsim.briefing import Briefing, brief, tell
 from fedsim.checkpoint import Checkpoint, save_checkpoint
-from fedsim.errors import named
+from fedsim.client import Trained
+from fedsim.errors import UnsendableError, named
 from fedsim.evaluation import Evaluation
-from fedsim.exchange import Exchange
+from fedsim.exchange import Exchange, Sent
 from fedsim.experiment import Experiment
 from fedsim.jobs import gradient_mask, require_finite, round_job
 from fedsim.ledger import Entry, Travelled
@@ -269,15 +270,27 @@ def _train(
     messages, kept = {}, {}
     for trained in experiment.trainer.train(jobs):
         job, at = trained.job, trained.job.position
-        judged = judge(trained, experiment.run.on_bad_client, experiment.run.max_update_norm)
-        if judged.trained is None:  # it keeps what it had
-            messages[at], kept[at] = b"", pack({"fault": judged.fault, "left_out": True}, job.state)
-            continue
-        whose = f"the upload of client {job.client} in round {job.shared.round}"
-        sent = exchange.send_upload(experiment.method, judged.trained, examples[at], whose)
-        messages[at] = sent.payload
-        kept[at] = pack({"logged": trained.logged, "fault": judged.fault}, sent.state)
+        sent, fault = _send_up(experiment, exchange, trained, examples[at])
+        if sent is None:  # it keeps what it had
+            messages[at], kept[at] = b"", pack({"fault": fault, "left_out": True}, job.state)
+        else:
+            messages[at], kept[at] = sent.payload, pack({"logged": trained.logged, "fault": fault}, sent.state)
     return messages, kept
+
+
+def _send_up(experiment: Experiment, exchange: Exchange, trained: Trained, examples: int) -> tuple[Sent | None, str]:
+    """Writes a client's message, unless it is left out, and says what was wrong with its work."""
+    run, job = experiment.run, trained.job
+    judged = judge(trained, run.on_bad_client, run.max_update_norm)
+    if judged.trained is None:
+        return None, judged.fault
+    whose = f"the upload of client {job.client} in round {job.shared.round}"
+    try:
+        return exchange.send_upload(experiment.method, judged.trained, examples, whose), judged.fault
+    except UnsendableError as error:
+        if run.on_bad_client == "fail":
+            raise
+        return None, error.fault
 
 
 @named("reading an upload")

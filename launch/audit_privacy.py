@@ -231,7 +231,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sabotage", choices=get_args(Sabotage), default="none")
     arguments = parser.parse_args(argv)
-    require("--epsilon", arguments.epsilon, arguments.epsilon > 0, "a number above 0")
+    require("--epsilon", arguments.epsilon, 0 < arguments.epsilon < float("inf"), "a number above 0")
     for name, least in (("rounds", 1), ("clients", 2), ("trials", 2), ("seed", 0)):
         require(f"--{name}", getattr(arguments, name), getattr(arguments, name) >= least, f"{least} or more")
     return arguments

@@ -28,8 +28,9 @@ from fedsim.transport import Workers
 from launch.build import Built, build
 from launch.configuration import Settings, flatten
 from launch.environment import global_rank, start_workers, stop_workers
-from launch.private import agree_on_secret, promise, require_secret, summary_of
+from launch.private import promise, summary_of
 from launch.run_directory import RunDirectory, earlier_settings
+from launch.secret import agree_on_secret, require_secret
 from launch.stopping import StopRequest
 
 

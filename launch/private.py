@@ -1,10 +1,7 @@
 """From privacy's keys to the mechanism of a run: what is refused, how much noise, how many rounds, at what cost."""
 
 import math
-import os
-import secrets
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from fedsim.accounting import Accountant, AccountantName, noise_for, update_noise_multiplier
@@ -12,10 +9,6 @@ from fedsim.errors import ConfigurationError
 from fedsim.method import Method
 from fedsim.options import CommunicationOptions, PrivacyOptions, RunOptions, ServerOptions
 from fedsim.privacy import AdaptiveClip, Mechanism
-from fedsim.transport import Workers
-
-SECRET = "noise.key"
-"""In checkpoint/: what noise and cohorts of a private run are drawn from, 128 bits in hexadecimal."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,9 @@ def summary_of(options: PrivacyOptions, mechanism: Mechanism, rounds: int) -> di
         "population": own.population,
         "noise_multiplier": own.noise_multiplier,
         "clip": mechanism.clip,
-        "clip_is": "fixed" if mechanism.adaptive is None else "adaptive",
+        "clip_quantile": options.clip_quantile,
+        "update_noise_multiplier": mechanism.noise_multiplier,
+        "count_noise": None if mechanism.adaptive is None else mechanism.adaptive.count_noise,
         "noise_from": options.noise_from,
         "rounds": rounds,
     }
@@ -157,73 +152,6 @@ def summary_of(options: PrivacyOptions, mechanism: Mechanism, rounds: int) -> di
     return found
 
 
-def agree_on_secret(options: PrivacyOptions, folder: Path | None, workers: Workers) -> int | None:
-    """Returns what noise and cohorts are drawn from, the same on every worker; None for the run's seed.
-
-    Drawn once by the system and kept beside the checkpoints, for the owner's eyes alone, so that a round that is done
-    again after a death has the noise that it had.
-
-    Args:
-        options: the keys of privacy.
-        folder: the run directory on the server worker, None on the others.
-        workers: the processes of the run; all call this.
-
-    Raises:
-        ConfigurationError: the file is there and holds no such number.
-    """
-    if options.clip is None or options.noise_from == "seed":
-        return None
-    secret = _kept_secret(folder / "checkpoint" / SECRET) if folder is not None else 0
-    return int(workers.tell({"secret": f"{secret:032x}"}, {})[0]["secret"], 16)
-
-
-def require_secret(options: PrivacyOptions, folder: Path, goes_on: bool) -> None:
-    """Refuses to go on with a secret that cannot be had again, before anything is written.
-
-    Args:
-        options: the keys of privacy.
-        folder: the run directory.
-        goes_on: whether there is a checkpoint, so that rounds behind it may be done again.
-
-    Raises:
-        ConfigurationError: the secret is damaged, or gone though rounds were drawn from it.
-    """
-    if options.clip is None or options.noise_from == "seed":
-        return
-    path = folder / "checkpoint" / SECRET
-    if path.exists():
-        _read_secret(path)
-    elif goes_on:
-        raise ConfigurationError(
-            f"{path} is missing, so the noise of this run cannot be drawn again: rounds behind the checkpoint would get"
-            " another one, for which nobody has paid; bring the file back, or start in another run_dir"
-        )
-
-
-def _kept_secret(path: Path) -> int:
-    """Reads the secret, or draws it and brings it to disk before anything is drawn from it."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(f"{secrets.randbits(128):032x}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    return _read_secret(path)
-
-
-def _read_secret(path: Path) -> int:
-    text = path.read_text(encoding="ascii", errors="replace").strip()
-    if len(text) != 32 or not all(digit in "0123456789abcdef" for digit in text):
-        raise ConfigurationError(
-            f"{path} is damaged, so the noise of this run cannot be drawn again; start it in another run_dir"
-        )
-    return int(text, 16)
-
-
 def _claimed_cohort(options: PrivacyOptions, run: RunOptions, population: int) -> Accountant:
     """The cohort that noise is chosen for, as an accountant of a run without noise."""
     cohort = options.simulated_cohort or run.cohort_size
@@ -232,6 +160,11 @@ def _claimed_cohort(options: PrivacyOptions, run: RunOptions, population: int) -
         raise ConfigurationError(
             f"privacy.simulated_cohort is {cohort}, out of {clients} clients; give a privacy.simulated_population that"
             " has so many"
+        )
+    if clients < population:
+        raise ConfigurationError(
+            f"privacy.simulated_population is {clients}, below the {population} clients of the run, so that the"
+            " simulated epsilon would be the worse one; give at least so many"
         )
     if cohort < run.cohort_size:
         raise ConfigurationError(
@@ -288,10 +221,11 @@ def _sentence(what: str, accountant: Accountant, rounds: int) -> str:
     epsilon, noise = accountant.epsilon(rounds), accountant.noise_multiplier
     if not math.isfinite(epsilon):
         return f"{what}: no; there is no noise, so that epsilon has no bound"
-    cost = f"epsilon {epsilon:.4g}"
+    about = "about " if accountant.sampling == "poisson" else ""
     return (
-        f"{what}: {cost} at delta {accountant.delta:.3g} after {rounds} rounds, neighbours {accountant.neighbours}"
-        f" (noise multiplier {noise:.4g}, {accountant.cohort:,} of {accountant.population:,} clients a round,"
+        f"{what}: epsilon {epsilon:.4g} at delta {accountant.delta:.3g} after {rounds} round{'s' * (rounds != 1)},"
+        f" neighbours {accountant.neighbours}"
+        f" (noise multiplier {noise:.4g}, {about}{accountant.cohort:,} of {accountant.population:,} clients a round,"
         f" {accountant.sampling.replace('_', ' ')}, {accountant.kind.upper()})"
     )
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fedsim.factors import FactorAggregate, Weighting, assign
+from fedsim.factors import FactorAggregate, Weighting, assign, refusal_of
 from fedsim.method import Aggregate, Method, ServerState, Shared
 from fedsim.parameters import Layout
 
@@ -35,7 +35,7 @@ class FedIT(Method):
     @property
     def private_refusal(self) -> str:
         """Weights of their own; the mean itself is a plain sum."""
-        return "" if self.weighting == "uniform" else "clients weigh by their examples: give --method.weighting uniform"
+        return refusal_of(self.weighting)
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """A = sum w_u A_u and B = sum w_u B_u, and the same for the head."""

@@ -28,6 +28,8 @@ class FFALoRA(Method):
     makes it FedAvg. The head trains, as in FLASC.
     """
 
+    sums_updates = True
+
     def setup(self, backbone: "PreTrainedModel", seed: int) -> nn.Module:
         """Adapts the backbone and freezes A, so that P is B and the head."""
         model = super().setup(backbone, seed)
@@ -44,11 +46,6 @@ class FFALoRA(Method):
         """B and the head, and for newcomers the 8 bytes that A is drawn from."""
         seed = torch_seed(shared.seed, Purpose.ADAPTER).to_bytes(8, "little")
         return Download(super().download(state, shared, plan).values, () if plan.since else (seed,))
-
-    @property
-    def private_refusal(self) -> str:
-        """Nothing: beside the sum of the updates the server but measures."""
-        return ""
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of B and of the head."""

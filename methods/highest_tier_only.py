@@ -27,6 +27,8 @@ class HighestTierOnly(Method):
             least 1 where not given.
     """
 
+    sums_updates = True
+
     tiers: int | None = None
     tier_base: int | None = None
 
@@ -45,11 +47,6 @@ class HighestTierOnly(Method):
     def plan(self, state: ServerState, round: int, client: int) -> Plan | None:
         """Drops who is of a lower tier."""
         return Plan() if self._tiers.rank_of(client, state.seed) == self.lora_rank else None
-
-    @property
-    def private_refusal(self) -> str:
-        """Nothing: beside the sum of the updates the server but measures."""
-        return ""
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean over who is left."""

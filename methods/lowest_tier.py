@@ -30,6 +30,8 @@ class LowestTier(Method):
             least 1 where not given.
     """
 
+    sums_updates = True
+
     tiers: int | None = None
     tier_base: int | None = None
 
@@ -52,11 +54,6 @@ class LowestTier(Method):
     def upload_support(self, shared: Shared, plan: Plan) -> Tensor:
         """The lowest tier's slice, both ways."""
         return rank_slice(shared.layout, self._rank)
-
-    @property
-    def private_refusal(self) -> str:
-        """Nothing: beside the sum of the updates the server but measures."""
-        return ""
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the slices."""

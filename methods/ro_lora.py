@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedsim.factors import Weighting, assign, weight_of
+from fedsim.factors import Weighting, assign, refusal_of, weight_of
 from fedsim.measured import MeasuredMean
 from fedsim.method import Aggregate, Download, Method, Plan, ServerState, Shared
 from fedsim.parameters import Layout
@@ -69,7 +69,12 @@ class RoLoRA(Method):
     @property
     def private_refusal(self) -> str:
         """Weights of their own; the mean itself is a plain sum."""
-        return "" if self.weighting == "uniform" else "clients weigh by their examples: give --method.weighting uniform"
+        return refusal_of(self.weighting)
+
+    @property
+    def sends_by_history(self) -> bool:
+        """The factor that a client holds since the round before was never rounded to what travels."""
+        return True
 
     def aggregate(self, state: ServerState, shared: Shared) -> Aggregate:
         """The mean of the round's factor and of the head; the other factor keeps every bit."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from fedsim.bad_clients import Faults, Judged, judge
 from fedsim.client import Trained
 from fedsim.errors import TrainingError
-from fedsim.method import ClientJob
-from fedsim.options import RunOptions
+from fedsim.method import ClientJob, Upload
+from fedsim.options import CommunicationOptions, RunOptions
 from launch.__main__ import main
 from methods.fed_sa_lora import FedSALoRA
+from methods.lora import LoRA
 from tests import tiny
 from tests.rounds import rounds
 
@@ -110,6 +111,23 @@ def test_the_engine_takes_the_mean_of_what_is_left(slots: int, shift: float, pol
         BAD: not left_out,
     }
     assert all(held.round == 1 for held in played.state.clients.values())
+
+
+def test_who_sends_what_the_dtype_cannot_hold_is_left_out_alone() -> None:
+    class Loud(LoRA):
+        def upload(self, job: ClientJob, trained: Tensor) -> Upload:
+            return super().upload(job, trained * 1e6 if job.client == BAD else trained)
+
+    (played,) = rounds(
+        Loud(lora_rank=2),
+        1,
+        sizes=(5, 4, 9),
+        dtype=torch.float32,
+        communication=CommunicationOptions(value_dtype="float16"),
+    )
+    assert [bool(entry.upload_bytes) for entry in played.entries] == [True, True, False]
+    assert played.measures["left_out_clients"] == 1
+    assert "values are not finite as float16" in played.notes[0]
 
 
 def test_a_run_stops_where_it_is_to_or_where_nobody_is_left() -> None:

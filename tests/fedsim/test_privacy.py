@@ -1,5 +1,6 @@
 """Clip, sum, noise: what one client changes, what the noise is, and what the server is given."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -214,6 +215,16 @@ def test_the_clip_moves_to_the_quantile() -> None:
     assert state.measures["clip"] == 2.0
 
 
+def test_a_clip_stays_a_number_to_divide_by() -> None:
+    for quantile, bound in ((0.0, 1e-30), (1.0, 1e30)):
+        state = server()
+        mechanism = replace(FIXED, adaptive=AdaptiveClip(quantile, 1e9, 0.0))
+        for round in range(2):
+            update = summed(mechanism, [upload([0.0, float(round)], [0, 1])] * 4 * (quantile == 0), state=state)
+            assert bool(update.isfinite().all())
+        assert float(state.private[CLIP]) == pytest.approx(bound)
+
+
 def test_the_clip_finds_the_median_and_its_noise_comes_after_the_sums() -> None:
     random, state = np.random.default_rng(4), server()
     mechanism = replace(FIXED, cohort_size=40, noise_multiplier=1.0, adaptive=AdaptiveClip(0.5, 0.2, 2.0))
@@ -229,7 +240,7 @@ def counted(uploads: Sequence[Arrived], count_noise: float = 0.0, seed: int = 0)
     """The noisy count that moved the clip, read from how far it moved."""
     state, mechanism = server(), replace(FIXED, adaptive=AdaptiveClip(0.5, 0.2, count_noise))
     summed(mechanism, uploads, state=state, seed=seed)
-    return -float(np.log(state.private[CLIP])) / 0.2 * mechanism.cohort_size
+    return -math.log(state.private[CLIP]) / 0.2 * mechanism.cohort_size
 
 
 @given(cohort=st.lists(UPLOADS, max_size=6), one=UPLOADS, other=UPLOADS)

@@ -87,11 +87,21 @@ class Loud(LoRA):
 
 
 @pytest.mark.parametrize(
-    ("way", "says"), [("up", "the upload of client [024] in round 1: "), ("down", "the download of round 1: ")]
+    ("way", "policy", "says"),
+    [
+        ("up", "fail", "the upload of client [024] in round 1: "),
+        ("up", "skip", "round 1: all . clients were left out, client [024] because "),
+        ("down", "skip", "the download of round 1: "),
+    ],
 )
-def test_a_payload_that_overflows_stops_the_run_in_words(way: str, says: str) -> None:
+def test_a_payload_that_overflows_is_a_fault_of_its_client_or_stops_the_run(way: str, policy: str, says: str) -> None:
     built = tiny.build(Loud(lora_rank=2, way=way))
-    narrow = tiny.experiment(built, [5, 0, 9, 0, 3], communication=CommunicationOptions(value_dtype="float16"))
+    narrow = tiny.experiment(
+        built,
+        [5, 0, 9, 0, 3],
+        communication=CommunicationOptions(value_dtype="float16"),
+        run=RunOptions(rounds=1, cohort_size=3, on_bad_client=policy),  # type: ignore[arg-type]
+    )
     with pytest.raises(TrainingError, match=rf"^{says}\d+ of \d+ values are not finite as float16.*wider value dtype"):
         one_round(narrow)
 

@@ -17,7 +17,8 @@ from fedsim.errors import ConfigurationError
 from fedsim.options import PrivacyOptions, RunOptions
 from launch import private
 from launch.__main__ import main
-from launch.private import agree_on_secret, promise, settle, summary_of
+from launch.private import promise, settle, summary_of
+from launch.secret import SECRET, agree_on_secret
 from methods.fed_it import FedIT
 from methods.lora import LoRA
 from tests.tiny import ONE_WORKER
@@ -98,6 +99,10 @@ def test_a_budget_is_of_the_simulated_cohort() -> None:
     [
         ({"simulated_cohort": 101}, "privacy.simulated_cohort is 101, out of 100 clients"),
         ({"simulated_cohort": 5}, "privacy.simulated_cohort is 5, below cohort_size 10"),
+        (
+            {"simulated_cohort": 20, "simulated_population": 50},
+            "privacy.simulated_population is 50, below the 100 clients",
+        ),
     ],
 )
 def test_a_simulated_cohort_must_be_one(keys: dict[str, Any], says: str) -> None:
@@ -152,7 +157,7 @@ def test_no_noise_is_no_privacy_and_null_in_the_summary() -> None:
 def test_the_secret_is_drawn_once_for_the_owners_eyes(tmp_path: Path) -> None:
     system = PrivacyOptions(clip=0.5)
     first = agree_on_secret(system, tmp_path, ONE_WORKER)
-    file = tmp_path / "checkpoint" / private.SECRET
+    file = tmp_path / "checkpoint" / SECRET
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert first == agree_on_secret(system, tmp_path, ONE_WORKER) == int(file.read_text(), 16)
     assert first != agree_on_secret(system, tmp_path / "other", ONE_WORKER)
@@ -180,7 +185,7 @@ def test_nobody_goes_on_without_the_secret_or_with_noise_that_is_none(
     """A new secret would blur the rounds behind the checkpoint a second time."""
     options = ["run", *SHORT, "--privacy.noise_from", "system", "--rounds", "1", "--run_dir", str(tmp_path / "run")]
     assert main(options) == 0
-    key, config = tmp_path / "run" / "checkpoint" / private.SECRET, tmp_path / "run" / "config.yaml"
+    key, config = tmp_path / "run" / "checkpoint" / SECRET, tmp_path / "run" / "config.yaml"
     secret, settings = key.read_text(), config.read_text()
     key.unlink()
     assert "noise.key is missing" in resumed(tmp_path, capsys)
