@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,15 @@ class Settings:
         options = replace(self.privacy, noise_multiplier=noise_multiplier)
         privacy = {**self.resolved["privacy"], "noise_multiplier": noise_multiplier}
         return replace(self, privacy=options, resolved={**self.resolved, "privacy": privacy})
+
+    def as_chosen(self, before: Mapping[str, Any]) -> "Settings":
+        """The same with what an earlier run of them, under dotted keys, chose for itself: slots and noise.
+
+        Whatever stands there: what is no such number is not taken, and refused later as another setting.
+        """
+        pack, noise = before.get("client.pack"), before.get("privacy.noise_multiplier")
+        slots = pack if type(pack) is int and pack >= 1 else "auto"
+        return self.with_pack(slots).with_noise(noise if isinstance(noise, float) and 0 <= noise < math.inf else None)
 
 
 def read_settings(argv: Sequence[str]) -> Settings:

@@ -1,7 +1,6 @@
 """One experiment, from its settings to its files."""
 
 import importlib.metadata
-import math
 import platform
 import shutil
 from contextlib import suppress
@@ -34,12 +33,13 @@ from launch.secret import agree_on_secret, require_secret
 from launch.stopping import StopRequest
 
 
-def run(settings: Settings, console: Console) -> Path | None:
+def run(settings: Settings, console: Console, stop: StopRequest | None = None) -> Path | None:
     """Runs one experiment.
 
     Args:
         settings: what was asked for.
         console: where the server worker shows its progress.
+        stop: hears of signals from here on; one of its own where none is given.
 
     Returns:
         The run directory on the server worker, None on the others.
@@ -50,7 +50,7 @@ def run(settings: Settings, console: Console) -> Path | None:
         RunStopped: a signal asked for it, and the run was saved.
         WorkerLost: another worker stopped.
     """
-    with StopRequest(settings.stop_within_seconds, global_rank() == 0) as stop:
+    with stop or StopRequest(settings.stop_within_seconds, global_rank() == 0) as stop:
         fabric, workers = start_workers(
             *(settings.accelerator, settings.precision, settings.threads_per_worker),
             timeout_seconds=settings.collective_timeout_seconds,
@@ -132,13 +132,8 @@ def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:
     if workers.is_server:
         with suppress(ConfigurationError):  # `_agree` refuses what cannot be read, and tells all workers
             earlier = earlier_settings(settings.run_dir)
-    pack, noise = earlier.get("client.pack"), earlier.get("privacy.noise_multiplier")
-    chosen = {  # of whatever stands there; what is no such number is refused as another setting
-        "pack": pack if type(pack) is int and pack >= 1 else "auto",
-        "noise": noise if isinstance(noise, float) and 0 <= noise < math.inf else None,
-    }
-    told = workers.tell(chosen, {})[0]
-    return settings.with_pack(told["pack"]).with_noise(told["noise"])
+    chosen = {key: earlier[key] for key in ("client.pack", "privacy.noise_multiplier") if key in earlier}
+    return settings.as_chosen(workers.tell(chosen, {})[0])
 
 
 def _agree(settings: Settings, built: Built, workers: Workers) -> RunDirectory | None:

@@ -1,5 +1,6 @@
 """`fedsim report`: its arguments."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,16 @@ from launch.reports.report import parse_target, report
 
 def main(argv: Sequence[str]) -> int:
     """Writes table and figure of finished runs."""
+    write(read_arguments(argv), Console())
+    return 0
+
+
+def read_arguments(argv: Sequence[str]) -> Namespace:
+    """Reads and checks what a report is to be.
+
+    Raises:
+        ConfigurationError: it cannot be.
+    """
     parser = Arguments("report", "Table and figure of finished runs: a metric against uploaded bytes.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or directories that hold some")
     parser.add_argument("--target", help="a metric and the value to reach, as accuracy=0.8")
@@ -20,9 +31,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="where to write; default: the runs' common parent")
     arguments = parser.parse_args(argv)
-    target = None if arguments.target is None else parse_target(arguments.target)
+    arguments.target = None if arguments.target is None else parse_target(arguments.target)
     if arguments.budget is not None:
         require("--budget", arguments.budget, 0 < arguments.budget < float("inf"), "megabytes above 0")
+    return arguments
+
+
+def write(arguments: Namespace, console: Console) -> None:
+    """Writes what `read_arguments` read."""
     budget_bytes = None if arguments.budget is None else arguments.budget * 1e6
-    report(arguments.runs, target, arguments.out, Console(), budget_bytes)
-    return 0
+    report(arguments.runs, arguments.target, arguments.out, console, budget_bytes)

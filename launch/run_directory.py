@@ -54,10 +54,10 @@ class RunDirectory:
         with _writable(path):
             if path.exists() and not path.is_dir():
                 raise ConfigurationError(f"run_dir {path} is a file; give a directory")
-            _refuse_foreign(path)
+            refuse_foreign(path)
             lock = _lock(path)
         try:
-            held = _refuse_foreign(path)
+            held = refuse_foreign(path)
             if held and not resume:
                 state = "a finished run" if "summary.json" in held else "an unfinished run (go on with --resume auto)"
                 raise ConfigurationError(f"run_dir {path} holds {state}; choose another run_dir")
@@ -137,8 +137,12 @@ def _lock(path: Path) -> FileLock:
     return lock
 
 
-def _refuse_foreign(path: Path) -> set[str]:
-    """Returns the names of what a directory holds, hidden files aside, unless that is no run."""
+def refuse_foreign(path: Path) -> set[str]:
+    """Returns the names of what a directory holds, hidden files aside.
+
+    Raises:
+        ConfigurationError: that is no run.
+    """
     held = {entry.name for entry in path.iterdir() if not entry.name.startswith(".")} if path.is_dir() else set()
     if held and "config.yaml" not in held:
         raise ConfigurationError(f"run_dir {path} holds something that is no run; give an empty or a new directory")

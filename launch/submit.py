@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
+from argparse import Namespace, _ArgumentGroup
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(submission)
         return 0
-    job = _submit(submission)
+    job = submit(submission)
     name = f"{job}-{TASK}" if options.array else job
     print(f"job {job}: {_run_directory(keys) or f'runs/slurm-{name}'}")
     if options.array:
@@ -113,9 +113,7 @@ def _read_options(argv: Sequence[str]) -> Namespace:
             f"{unknown[0]} is no option of fedsim submit (fedsim submit --help); a key of the run stands behind --, as "
             "in fedsim submit --nodes 2 -- --rounds 200"
         )
-    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task"):
-        value = getattr(options, name)
-        require(f"--{name}", value, value is None or value >= 1, "1 or more")
+    check_resources(options)
     array = options.array
     require("--array", array, array is None or bool(_ARRAY.fullmatch(array)), "numbers, as 0-4, 0-8:2 or 1,3,5%2")
     return options
@@ -125,6 +123,15 @@ def _parser() -> Arguments:
     """Makes the parser. SLURM's spelling of an option is known, too."""
     parser = Arguments("submit", _DESCRIPTION)
     parser.usage = "fedsim submit [--nodes N] [--tasks_per_node N] [...] -- [--config FILE] [--KEY VALUE ...]"
+    add_resources(parser)
+    add = parser.add_argument
+    add("-a", "--array", help="a run each, as 0-4 or 1,3,5%%2; %%a is its number in the run's keys, as in --seed %%a")
+    add("--dry_run", action="store_true", help="print the command, and submit nothing")
+    return parser
+
+
+def add_resources(parser: Arguments | _ArgumentGroup) -> None:
+    """Adds what a run asks SLURM for."""
     add = parser.add_argument
     add("-N", "--nodes", type=int, default=1, help="how many nodes (default 1)")
     add("--tasks_per_node", "--ntasks-per-node", type=int, help="workers a node (default one a GPU, or 1)")
@@ -132,11 +139,19 @@ def _parser() -> Arguments:
     add("--cpus_per_task", "--cpus-per-task", type=int, help="CPUs a worker (default: the run's threads_per_worker)")
     add("-p", "--partition", help="of the cluster (default: the cluster's own)")
     add("-t", "--time", help="the limit, as 30 (minutes), 4:00:00 or 2-12 (days-hours)")
-    add("-a", "--array", help="a run each, as 0-4 or 1,3,5%%2; %%a is its number in the run's keys, as in --seed %%a")
     add("--torchrun", action="store_true", help="start the workers by a torchrun a node, not by srun")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="any other, as in --sbatch=--account=lab")
-    add("--dry_run", action="store_true", help="print the command, and submit nothing")
-    return parser
+
+
+def check_resources(options: Namespace) -> None:
+    """Refuses what `add_resources` should not have been given.
+
+    Raises:
+        ConfigurationError: a number is below 1.
+    """
+    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task"):
+        value = getattr(options, name)
+        require(f"--{name}", value, value is None or value >= 1, "1 or more")
 
 
 def _check_keys(keys: Sequence[str], array: str | None) -> Settings:
@@ -167,7 +182,7 @@ def _run_directory(keys: Sequence[str]) -> str | None:
     return found
 
 
-def _submit(submission: Submission) -> str:
+def submit(submission: Submission) -> str:
     """Calls sbatch, and returns the job's number.
 
     Raises:

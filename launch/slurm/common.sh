@@ -15,6 +15,12 @@ RUN=(--run_dir "$RUN_DIR" --resume auto)
 # In an array, %a stands for the task's number: --seed %a. (Sourced without arguments, this file shares its caller's.)
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "${@//\%a/$SLURM_ARRAY_TASK_ID}"
 
+# Of a sweep's array, each task's keys stand in a file of their own, an argument a line.
+if [ -n "${FEDSIM_TASKS:-}" ]; then
+    mapfile -t TASK < "$FEDSIM_TASKS/$SLURM_ARRAY_TASK_ID"
+    set -- "$@" "${TASK[@]}"
+fi
+
 # An array's own number is that of one of its tasks, too; by this name a task is meant alone.
 JOB=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}

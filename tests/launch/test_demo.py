@@ -9,13 +9,11 @@ from fedsim.checkpoint import save_checkpoint
 from launch import demo
 from launch.__main__ import main
 
-SHORT = ("--rounds", "2", "--cohort_size", "3")
-
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's own runs, with two rounds each."""
-    monkeypatch.setattr(demo, "RUNS", {name: (*options, *SHORT) for name, options in demo.RUNS.items()})
+    monkeypatch.setattr(demo, "KEYS", {**demo.KEYS, "rounds": 2, "cohort_size": 3})
 
 
 def contents(out: Path) -> dict[str, bytes]:
@@ -29,8 +27,8 @@ def test_the_demo_runs_once_and_reports(
     out = tmp_path / "demo"
     assert main(["demo", "--jobs", "1", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    runs = [f"{name}-s0" for name in demo.RUNS]
-    reports = ["report.csv", "report.md", "report.png", "report.svg"]
+    runs = [f"{run['name']}-s0" for run in demo.RUNS]
+    reports = ["report.csv", "report.md", "report.png", "report.svg", "sweep.csv"]
     assert sorted(path.name for path in out.iterdir()) == sorted([*runs, *reports])
     assert all((out / run / "summary.json").exists() for run in runs)
     assert (out / "report.png").read_bytes()[1:4] == b"PNG"
@@ -44,12 +42,14 @@ def test_the_demo_runs_once_and_reports(
     assert all(f"{out / run} is finished and stays" in shown for run in runs)
     assert contents(out) == before
 
-    changed = {name: (*options, "--client.lr", "0.5") for name, options in demo.RUNS.items()}
-    monkeypatch.setattr(demo, "RUNS", changed)
+    monkeypatch.setattr(demo, "KEYS", {**demo.KEYS, "client.lr": 0.5})
     assert main(["demo", "--jobs", "1", "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err == f"fedsim: {out / runs[0]} holds a run with other settings; remove it or give another --out\n"
+    assert said.err == (
+        f"fedsim: {out / runs[0]} holds a run with other settings (client.lr was 0.02 and is 0.5); remove it or give "
+        "another --out\n"
+    )
     assert contents(out) == before
 
 

@@ -55,6 +55,22 @@ def test_outside_an_array_keys_are_what_they_are(job: Path) -> None:
     assert (job / "ran").read_text().endswith("--resume auto --run_dir %a\n")
 
 
+def test_a_task_of_a_sweep_reads_its_keys_from_a_file(job: Path) -> None:
+    """And it knows the run directory among them, where the marker will be."""
+    (job / "tasks").mkdir()
+    (job / "tasks" / "3").write_text("--method.lora_rank=4\n--run_dir=out/a name,with=signs\n")
+    (job / "go_on").touch()
+    own = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "3", "FEDSIM_TASKS": str(job / "tasks")}
+    batch = start(job, "fedsim.sbatch", DIR="out/a name,with=signs", STATUS="85", **own)
+    while not (job / "ran").exists():
+        time.sleep(0.02)
+    time.sleep(0.2)
+    batch.send_signal(signal.SIGUSR1)
+    assert batch.wait(30) == 85
+    assert (job / "ran").read_text().endswith("--method.lora_rank=4 --run_dir=out/a name,with=signs\n")
+    assert (job / "asked").read_text().splitlines() == ["--signal=USR1 41_3", "requeue 41_3"]
+
+
 @pytest.mark.parametrize(
     ("script", "sent"), [("fedsim.sbatch", "--signal=USR1 41"), ("fedsim_torchrun.sbatch", "--signal=TERM 41")]
 )

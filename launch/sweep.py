@@ -1,0 +1,116 @@
+"""`fedsim sweep`: a grid, a list, seeds, over any key; what is finished stays, and one table at the end."""
+
+import shlex
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from fedsim.errors import ConfigurationError
+from fedsim.options import require
+from launch.arguments import Arguments
+from launch.submit import add_resources, check_resources, submit
+from launch.sweeps.array import plan_array, write_tasks
+from launch.sweeps.definition import Sweep, parse_grid, read_sweep
+from launch.sweeps.plan import PlannedRun, is_finished, plan_runs
+from launch.sweeps.results import check_report, conclude
+from launch.sweeps.runner import run_all
+
+_DESCRIPTION = (
+    "Runs a grid, a list, seeds, over any key. What stands behind -- goes to every run (fedsim run --help), and all is "
+    "checked before anything starts. The same command again keeps what is finished and goes on with the rest."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs, submits or shows a sweep."""
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    options, common = _read_options(argv[:at]), list(argv[at + 1 :])
+    sweep = _sweep(options)
+    out = options.out or Path("runs") / (Path(options.config).stem if options.config else "sweep")
+    check_report(sweep.report, out)
+    runs = plan_runs(sweep, common, out)
+    left = [run for run in runs if not is_finished(run)]
+    if options.slurm:
+        return _hand_over(options, runs, left, out)
+    if options.dry_run:
+        _show(runs, left)
+    else:
+        console = Console()
+        console.print(f"{_count(len(runs))}, {len(runs) - len(left)} finished", highlight=False)
+        return conclude(run_all(runs, options.jobs or 1, console, options.debug), sweep.report, out, console)
+    return 0
+
+
+def _read_options(argv: Sequence[str]) -> Namespace:
+    parser = Arguments("sweep", _DESCRIPTION)
+    parser.usage = "fedsim sweep [--config FILE] [--grid KEY=V,V ...] [--seeds 0 1 2] [...] -- [--KEY VALUE ...]"
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a sweep in YAML: base, keys, runs, grid, seeds, report (docs/sweeps.md)")
+    add(
+        "--grid",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=V,V",
+        help="values of a key, crossed with all others",
+    )
+    add("--seeds", type=int, nargs="+", help="a run each of everything")
+    add("--out", type=Path, help="where the runs go (default runs/sweep, or by the file's name)")
+    add("--jobs", type=int, help="runs at a time (default 1; with --slurm, as many as the cluster starts)")
+    add("--dry_run", action="store_true", help="show the runs and their number, and start nothing")
+    add("--slurm", action="store_true", help="hand what is not finished to SLURM, as an array with a task a run")
+    group = parser.add_argument_group("with --slurm, for each run")
+    add_resources(group)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigurationError(
+            f"{unknown[0]} is no option of fedsim sweep (fedsim sweep --help); a key of all runs stands behind --, as "
+            "in fedsim sweep --grid method.lora_rank=1,4 -- --rounds 20"
+        )
+    require("--jobs", options.jobs, options.jobs is None or options.jobs >= 1, "1 or more")
+    check_resources(options)
+    for action in group._group_actions:
+        if not options.slurm and getattr(options, action.dest) != action.default:
+            raise ConfigurationError(f"{action.option_strings[-1]} is given, which is for --slurm; leave it out")
+    return options
+
+
+def _sweep(options: Namespace) -> Sweep:
+    """The sweep of the file and of the command line, which wins."""
+    if not (options.config or options.grid or options.seeds):
+        raise ConfigurationError("a sweep of nothing; give --config FILE, --grid KEY=VALUE,VALUE or --seeds 0 1 2")
+    sweep = read_sweep(options.config) if options.config else Sweep()
+    grid = {**sweep.grid, **dict(parse_grid(text) for text in options.grid)}
+    return replace(sweep, grid=grid, seeds=options.seeds or sweep.seeds)
+
+
+def _show(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
+    for run in runs:
+        state = "" if run in left else " (finished)"
+        print(f"{run.folder}{state}: fedsim run {shlex.join(run.arguments)}")
+    print(f"{_count(len(runs))}, {len(runs) - len(left)} finished")
+
+
+def _hand_over(options: Namespace, runs: Sequence[PlannedRun], left: Sequence[PlannedRun], out: Path) -> int:
+    """Submits what is not finished."""
+    if not left:
+        print("all runs are finished; without --slurm, the same command makes their table")
+        return 0
+    submission, files = plan_array(options, left, out)
+    if options.dry_run:
+        _show(runs, left)
+        print(submission)
+        return 0
+    write_tasks(files)
+    job = submit(submission)
+    print(f"job {job}: {_count(len(left))} below {out}")
+    print(f"state:  squeue --job={job}\ncancel: scancel {job}")
+    print("when it is over, the same command without --slurm makes the table, and runs what is missing")
+    return 0
+
+
+def _count(runs: int) -> str:
+    return f"{runs} run{'' if runs == 1 else 's'}"

@@ -1,0 +1,118 @@
+"""Runs what a sweep planned: one after another here, or several at a time in processes of their own."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from data_partitions.errors import DataError
+from fedsim.errors import ConfigurationError, RunStopped, TrainingError
+from launch.experiment import run as run_experiment
+from launch.stopping import StopRequest
+from launch.sweeps.plan import PlannedRun, is_finished
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: which.
+        failure: why it has no result, in one line; nothing where it has one.
+        stopped_by: the signal that stopped it, with which the sweep ends; nothing where none came.
+    """
+
+    run: PlannedRun
+    failure: str = ""
+    stopped_by: str = ""
+
+
+def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool = False) -> list[Outcome]:
+    """Runs all of them; a finished one stays as it is, one that stopped goes on, one that fails stops no other.
+
+    Args:
+        runs: what there is to run.
+        jobs: how many at a time; 1 runs them in this process.
+        console: where this process shows progress.
+        debug: show the traceback of every failure.
+
+    Returns:
+        How each ended, in their order.
+
+    Raises:
+        RunStopped: a signal stopped a run; the others did not start.
+        TrainingError: a process was killed.
+    """
+    if jobs == 1:
+        outcomes = []
+        for run in runs:
+            outcomes.append(_run_once(run, console, debug))
+            _end_if_stopped(outcomes[-1])
+        return outcomes
+    # Fresh processes, as one that has threads may not be forked.
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+        waiting: list[Future[Outcome]] = [pool.submit(_run_in_process, run, debug) for run in runs]
+        try:
+            for future in as_completed(waiting):
+                _end_if_stopped(future.result())
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a process of the sweep was killed, for want of memory perhaps: give fewer --jobs; the same command "
+                "goes on"
+            ) from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # those that are under way end first
+            raise
+        return [future.result() for future in waiting]
+
+
+def _end_if_stopped(outcome: Outcome) -> None:
+    if outcome.stopped_by:
+        raise RunStopped(f"stopped by {outcome.stopped_by}; the same command goes on", outcome.stopped_by)
+
+
+def _run_in_process(run: PlannedRun, debug: bool) -> Outcome:
+    return _run_once(run, Console(force_terminal=False), debug)
+
+
+def _run_once(run: PlannedRun, console: Console, debug: bool) -> Outcome:
+    """Runs one of them, whatever becomes of it."""
+    try:
+        if is_finished(run):
+            console.print(f"{run.folder} is finished and stays", highlight=False, soft_wrap=True)
+            return Outcome(run)
+        settings = run.read()
+        stop = StopRequest(settings.stop_within_seconds, speaks=True)
+        run_experiment(settings, console, stop)
+        return Outcome(run, stopped_by=stop.by)  # it may have heard in its last round
+    except RunStopped as stopped:
+        return Outcome(run, str(stopped), stopped.by)
+    except Exception as error:  # memory that is not enough for one run may be for the next
+        known = isinstance(error, ConfigurationError | DataError | TrainingError)
+        if debug or not known:
+            traceback.print_exc()
+        said = str(error) if known else f"{type(error).__name__}: {error}"
+        return Outcome(run, " ".join(said.split()))
+
+
+def _follow_parent() -> None:
+    """Has this process stop as its sweep does: a run saves first. Ctrl-C is heard by a run, not while none is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def stop_with_parent() -> None:
+        assert parent is not None
+        parent.join()
+        while True:  # again, as between two runs it is heard otherwise
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    threading.Thread(target=stop_with_parent, daemon=True).start()
