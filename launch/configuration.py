@@ -86,7 +86,7 @@ class Settings:
         Whatever stands there: what is no such number is not taken, and refused later as another setting.
         """
         pack, noise = before.get("client.pack"), before.get("privacy.noise_multiplier")
-        slots = pack if type(pack) is int and pack >= 1 else "auto"
+        slots: int | Literal["auto"] = pack if type(pack) is int and pack >= 1 else "auto"
         return self.with_pack(slots).with_noise(noise if isinstance(noise, float) and 0 <= noise < math.inf else None)
 
 

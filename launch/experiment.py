@@ -132,7 +132,9 @@ def _as_chosen_before(settings: Settings, workers: Workers) -> Settings:
     if workers.is_server:
         with suppress(ConfigurationError):  # `_agree` refuses what cannot be read, and tells all workers
             earlier = earlier_settings(settings.run_dir)
-    chosen = {key: earlier[key] for key in ("client.pack", "privacy.noise_multiplier") if key in earlier}
+    chosen: dict[str, Any] = {
+        key: earlier[key] for key in ("client.pack", "privacy.noise_multiplier") if key in earlier
+    }
     return settings.as_chosen(workers.tell(chosen, {})[0])
 
 
