@@ -6,7 +6,7 @@ from fedsim.errors import unknown_name
 from launch.arguments import Arguments
 from launch.registry import choices
 
-KINDS = ("methods", "datasets", "partitioners", "presets")
+KINDS = ("methods", "datasets", "partitioners", "presets", "sweeps")
 
 
 def main(argv: Sequence[str]) -> int:

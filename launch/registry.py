@@ -8,6 +8,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
 PRESETS = Path(__file__).resolve().parent / "presets"
+SWEEPS = PRESETS / "paper"
 BACKBONES = Path(__file__).resolve().parent / "backbones"
 
 _KINDS = {
@@ -35,9 +36,9 @@ class Choice:
 
 
 def choices(kind: str) -> list[Choice]:
-    """Lists methods, datasets, partitioners or presets, by name."""
-    if kind == "presets":
-        found = [_preset(path) for path in PRESETS.rglob("*.yaml")]
+    """Lists methods, datasets, partitioners, presets or sweeps, by name."""
+    if kind in ("presets", "sweeps"):
+        found = [_preset(path) for path in (PRESETS if kind == "presets" else SWEEPS).glob("*.yaml")]
     else:
         folder, base = _KINDS[kind]
         found = [choice for path in (_ROOT / folder).glob("*.py") for choice in _classes(path, base)]

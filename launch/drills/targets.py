@@ -209,7 +209,7 @@ class Configuration(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         os.chdir(folder)
-        texts = [path.read_text(encoding="utf-8") for path in sorted(PRESETS.rglob("*.yaml"))]
+        texts = [path.read_text(encoding="utf-8") for path in sorted(PRESETS.glob("*.yaml"))]
         self._trees = [yaml.safe_load(text) for text in texts]
         self._texts = [*(text.encode() for text in texts), BOMB.encode()]
         self._pairs = [(key, value) for tree in self._trees for key, value in flatten(tree).items()]

@@ -317,6 +317,6 @@ def test_both_releases_cost_what_one_would(clips: int, noise: float, count_noise
 
 
 def test_a_count_with_too_little_noise_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"count of clipped updates is 0\.5; expected more than 0\.5"):
+    with pytest.raises(ConfigurationError, match=r"clip_count_noise is 0\.5; expected more than 0\.5"):
         update_noise_multiplier(1.0, 0.5)
     assert update_noise_multiplier(0.0, 0.5) == 0

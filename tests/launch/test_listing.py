@@ -15,6 +15,7 @@ LISTED = {
     "datasets": {"Digits"},
     "partitioners": {"IID", "Dirichlet", "Natural"},
     "presets": {"digits"},
+    "sweeps": {"paper/table1", "paper/fig3_cifar10"},
 }
 
 LIGHT = """

@@ -1,0 +1,34 @@
+"""The papers' tables and figures as sweeps: every run of every one is a valid run, and says where it comes from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launch.registry import SWEEPS, choices
+from launch.sweeps.definition import read_sweep
+from launch.sweeps.plan import plan_runs
+
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+"""Figure 7 is a search."""
+OF_THE_PAPERS = {
+    *("table1", "table3", "fig1", "fig4", "fig5", "fig6", "fig8", "fig9_reddit", "fig9_flair", "fig10"),
+    *(f"fig3_{data}" for data in ("cifar10", "20newsgroups", "reddit", "flair")),
+    *("fig_centralised", "flora_na_nlu", "flora_na_math", "flora_na_code"),
+}
+
+
+def test_every_table_and_figure_is_there() -> None:
+    assert set(NAMES) >= OF_THE_PAPERS
+    assert {choice.name for choice in choices("sweeps")} == {f"paper/{name}" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_runs_of_a_sweep_are_valid_and_differ(name: str, tmp_path: Path) -> None:
+    """With one value of each key of a grid, as reading settings takes a tenth of a second."""
+    sweep = read_sweep(f"paper/{name}")
+    thin = {key: values[-1:] if sweep.runs else values[-2:] for key, values in sweep.grid.items()}
+    runs = plan_runs(replace(sweep, grid=thin, seeds=None), [], tmp_path)
+    folders = [run.folder for run in runs]
+    assert len(set(folders)) == len(folders) >= 4
+    assert not list(tmp_path.iterdir())
