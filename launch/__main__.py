@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("launch.run", "run one experiment; without --config, FLASC on handwritten digits"),
     "submit": ("launch.submit", "hand a run to SLURM, on as many nodes as asked for"),
     "sweep": ("launch.sweep", "run a grid, a list, seeds, over any key; one table at the end"),
+    "search": ("launch.search", "FLASC-Search: tune rank and density, and count what that uploads"),
     "demo": ("launch.demo", "compare LoRA and FLASC on handwritten digits, with table and figure"),
     "report": ("launch.report", "table and figure of finished runs: accuracy against uploaded bytes"),
     "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),

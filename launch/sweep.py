@@ -14,7 +14,7 @@ from launch.arguments import Arguments
 from launch.submit import add_resources, check_resources, submit
 from launch.sweeps.array import plan_array, write_tasks
 from launch.sweeps.definition import Sweep, parse_grid, read_sweep
-from launch.sweeps.plan import PlannedRun, is_finished, plan_runs
+from launch.sweeps.plan import PlannedRun, plan_runs
 from launch.sweeps.results import check_report, conclude
 from launch.sweeps.runner import run_all
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     out = options.out or Path("runs") / (Path(options.config).stem if options.config else "sweep")
     check_report(sweep.report, out)
     runs = plan_runs(sweep, common, out)
-    left = [run for run in runs if not is_finished(run)]
+    left = [run for run in runs if not run.finished]
     if options.slurm:
         return _hand_over(options, runs, left, out)
     if options.dry_run:
@@ -89,7 +89,7 @@ def _sweep(options: Namespace) -> Sweep:
 
 def _show(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
     for run in runs:
-        state = "" if run in left else " (finished)"
+        state = " (finished)" if run.finished else ""
         print(f"{run.folder}{state}: fedsim run {shlex.join(run.arguments)}")
     print(f"{_count(len(runs))}, {len(runs) - len(left)} finished")
 

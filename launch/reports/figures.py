@@ -103,12 +103,13 @@ def _draw_panel(panel: "Axes", bands: Mapping[str, Band], scale: float, factor: 
     panel.tick_params(which="both", color="#444444")
     panel.tick_params(which="minor", length=2)
     if logarithmic:
-        _log_axis(panel)
+        log_axis(panel)
     else:
         panel.set_xlim(left=0)
 
 
-def _log_axis(panel: "Axes") -> None:
+def log_axis(panel: "Axes") -> None:
+    """Makes a panel's horizontal axis logarithmic, with as many labels as there is room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     panel.set_xscale("log")

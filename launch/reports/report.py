@@ -80,7 +80,7 @@ def report(
         "report.md": markdown(cells, metric, notes).encode(),
         "report.csv": csv_text(rows, metric, goal, budget_bytes).encode(),
     }
-    _write(folder, contents)
+    write_files(folder, contents)
     _print(console, cells, notes, folder, contents)
     return folder
 
@@ -119,8 +119,12 @@ def _common_parent(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath(folders))
 
 
-def _write(folder: Path, contents: dict[str, bytes]) -> None:
-    """Writes all files under temporary names first, so that a full disk leaves the former report whole."""
+def write_files(folder: Path, contents: dict[str, bytes]) -> None:
+    """Writes all files under temporary names first, so that a full disk leaves the former report whole.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+    """
     temporary = {name: folder / f".{name}.{os.getpid()}.part" for name in contents}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,16 @@ from fedsim.errors import ConfigurationError
 
 BYTE_COLUMNS = ("upload_bytes", "download_bytes")
 BOOKKEEPING = ("round", *BYTE_COLUMNS, "upload_value_bytes", "download_value_bytes", "seconds")
-REPORT_FILES = ("report.png", "report.svg", "report.md", "report.csv", "sweep.csv")
+REPORT_FILES = (
+    "report.png",
+    "report.svg",
+    "report.md",
+    "report.csv",
+    "sweep.csv",
+    "search.csv",
+    "search.png",
+    "search.svg",
+)
 # These say how long a run lives, not what it learns: two runs may differ in them and still share a curve.
 WITHOUT_EFFECT = ("checkpoint_every_rounds", "stop_within_seconds", "collective_timeout_seconds")
 SEARCH_DEPTH = 2

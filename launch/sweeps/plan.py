@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class PlannedRun:
         seed: its seed.
         arguments: of `fedsim run`, without where it writes and whether it goes on.
         identity: of its settings: equal for equal runs.
+        finished: whether it was, when the sweep was planned.
     """
 
     folder: Path
@@ -38,6 +39,7 @@ class PlannedRun:
     seed: int
     arguments: tuple[str, ...]
     identity: str
+    finished: bool = False
 
     @property
     def all_arguments(self) -> tuple[str, ...]:
@@ -69,37 +71,40 @@ def plan_runs(sweep: Sweep, common: Sequence[str], out: Path) -> list[PlannedRun
     if sweep.base is not None and any(argument.partition("=")[0] == "--config" for argument in common):
         raise ConfigurationError(f"--config is given for all runs, but the sweep has base: {sweep.base}; leave one out")
     base = [] if sweep.base is None else [f"--config={sweep.base}"]
-    found: dict[tuple[str, int], PlannedRun] = {}
+    for argument in common:
+        if argument.partition("=")[0] in ("--run_dir", "--resume"):
+            raise ConfigurationError(f"{argument} is given for all runs; leave it out, each has its own below --out")
+    found: dict[str, PlannedRun] = {}
     points = list(_points(sweep))
     read = [_read([*base, *as_arguments(sweep.keys), *common], changes) for _, changes in points]
     labels = _labels(points, [flatten(settings.resolved) for _, settings in read])
     for seed in [None] if sweep.seeds is None else sweep.seeds:
         for (_, changes), (arguments, settings), label in zip(points, read, labels, strict=True):
             own = settings.run.seed if seed is None else seed
-            identity = identity_of({**flatten(settings.resolved), "seed": own})
-            given = arguments if seed is None else [*arguments, f"--seed={seed}"]
-            folder = out / (f"{label}-s{own}" if label else f"s{own}")
-            run = PlannedRun(folder, changes, own, tuple(given), identity)
-            found.setdefault((identity, own), run)  # a run that another one is already
-    for run in found.values():
-        is_finished(run)
+            seeded = replace(settings, resolved={**settings.resolved, "seed": own})
+            identity = identity_of(flatten(seeded.resolved))
+            if identity not in found:  # else another run comes to the same
+                given = arguments if seed is None else [*arguments, f"--seed={seed}"]
+                folder = out / (f"{label}-s{own}" if label else f"s{own}")
+                finished = is_finished(folder, seeded)
+                found[identity] = PlannedRun(folder, changes, own, tuple(given), identity, finished)
     return list(found.values())
 
 
-def is_finished(run: PlannedRun) -> bool:
-    """Whether a run of these settings is finished in its directory.
+def is_finished(folder: Path, settings: Settings) -> bool:
+    """Whether a run of these settings is finished in a directory.
 
     Raises:
         ConfigurationError: the directory holds a run with other settings, or no run.
     """
-    if run.folder.exists() and not run.folder.is_dir():
-        raise ConfigurationError(f"{run.folder} is a file; give another --out")
-    refuse_foreign(run.folder)
-    before = earlier_settings(run.folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigurationError(f"{folder} is a file; give another --out")
+    refuse_foreign(folder)
+    before = earlier_settings(folder)
     if not before:
         return False
-    now = flatten(run.read().as_chosen(before).resolved)
-    finished = (run.folder / "summary.json").exists()
+    now = flatten(settings.as_chosen(before).resolved)
+    finished = (folder / "summary.json").exists()
     if finished and identity_of(before) == identity_of(now):
         return True
     fewer = finished and before.get("rounds", 0) > now["rounds"]
@@ -108,7 +113,7 @@ def is_finished(run: PlannedRun) -> bool:
     if differing:
         changes = ", ".join(f"{key} was {before.get(key)} and is {now.get(key)}" for key in differing)
         raise ConfigurationError(
-            f"{run.folder} holds a run with other settings ({changes}); remove it or give another --out"
+            f"{folder} holds a run with other settings ({changes}); remove it or give another --out"
         )
     return False
 

@@ -17,7 +17,7 @@ from data_partitions.errors import DataError
 from fedsim.errors import ConfigurationError, RunStopped, TrainingError
 from launch.experiment import run as run_experiment
 from launch.stopping import StopRequest
-from launch.sweeps.plan import PlannedRun, is_finished
+from launch.sweeps.plan import PlannedRun
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
 
     Args:
         runs: what there is to run.
-        jobs: how many at a time; 1 runs them in this process.
+        jobs: how many at a time; one by one they run in this process.
         console: where this process shows progress.
         debug: show the traceback of every failure.
 
@@ -51,7 +51,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
         RunStopped: a signal stopped a run; the others did not start.
         TrainingError: a process was killed.
     """
-    if jobs == 1:
+    if min(jobs, len(runs)) <= 1:
         outcomes = []
         for run in runs:
             outcomes.append(_run_once(run, console, debug))
@@ -86,7 +86,7 @@ def _run_in_process(run: PlannedRun, debug: bool) -> Outcome:
 def _run_once(run: PlannedRun, console: Console, debug: bool) -> Outcome:
     """Runs one of them, whatever becomes of it."""
     try:
-        if is_finished(run):
+        if run.finished:
             console.print(f"{run.folder} is finished and stays", highlight=False, soft_wrap=True)
             return Outcome(run)
         settings = run.read()

@@ -172,6 +172,7 @@ def test_what_is_no_sweep(entries: dict[str, Any], words: str) -> None:
         (["--seeds", "0", "--nodes", "2"], ["--nodes", "--slurm"]),
         (["--seeds", "0", "--", "--ruonds", "3"], ["ruonds", "rounds"]),
         (["--grid", "rounds=1,0"], ["rounds is 0", "in the run --rounds=0"]),
+        (["--seeds", "0", "--", "--resume=never"], ["--resume=never", "leave it out"]),
         (["--config", "s.yaml"], ["s.yaml: unknown entry of a sweep 'gird'"]),
         (["--config", "t.yaml"], ["--target", "accuracy=high"]),
         (["--config", "b.yaml", "--", "--config", "digits"], ["base: digits", "leave one out"]),
