@@ -38,7 +38,7 @@ _DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Searches, and tells what was chosen and what that cost."""
     at = list(argv).index("--") if "--" in argv else len(argv)
-    options, common = _read_options(argv[:at]), list(argv[at + 1 :])
+    options, common = read_options(argv[:at]), list(argv[at + 1 :])
     settings = read_settings(common)
     grids = {name: grid(name, options.ranks, options.densities, options.lth_densities) for name in options.against}
     candidates = [*reachable(options.ranks, options.densities), *(one for found in grids.values() for one in found)]
@@ -114,7 +114,12 @@ def _conclude(
     return 1 if trials.failures else 0
 
 
-def _read_options(argv: Sequence[str]) -> Namespace:
+def read_options(argv: Sequence[str]) -> Namespace:
+    """Reads what stands before the runs' keys.
+
+    Raises:
+        ConfigurationError: it is no search.
+    """
     parser = Arguments("search", _DESCRIPTION)
     parser.usage = "fedsim search [--ranks 1 2 4 8] [--densities 0.125 0.25 0.5 1] [...] -- [--KEY VALUE ...]"
     add = parser.add_argument

@@ -15,7 +15,7 @@ from launch.submit import add_resources, check_resources, submit
 from launch.sweeps.array import plan_array, write_tasks
 from launch.sweeps.definition import Sweep, parse_grid, read_sweep
 from launch.sweeps.plan import PlannedRun, plan_runs
-from launch.sweeps.results import check_report, conclude
+from launch.sweeps.results import check_report, conclude, tell_failures, write_csv
 from launch.sweeps.runner import run_all
 
 _DESCRIPTION = (
@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> int:
     sweep = _sweep(options)
     out = options.out or Path("runs") / (Path(options.config).stem if options.config else "sweep")
     check_report(sweep.report, out)
+    if sweep.space or options.optuna:
+        return _choose(options, sweep, common, out)
     runs = plan_runs(sweep, common, out)
     left = [run for run in runs if not run.finished]
     if options.slurm:
@@ -60,6 +62,8 @@ def _read_options(argv: Sequence[str]) -> Namespace:
     add("--seeds", type=int, nargs="+", help="a run each of everything")
     add("--out", type=Path, help="where the runs go (default runs/sweep, or by the file's name)")
     add("--jobs", type=int, help="runs at a time (default 1; with --slurm, as many as the cluster starts)")
+    add("--optuna", type=int, metavar="TRIALS", help="Optuna chooses so many from the file's space (docs/sweeps.md)")
+    add("--sampler", default="TPESampler", help="one of Optuna's (default TPESampler)")
     add("--dry_run", action="store_true", help="show the runs and their number, and start nothing")
     add("--slurm", action="store_true", help="hand what is not finished to SLURM, as an array with a task a run")
     group = parser.add_argument_group("with --slurm, for each run")
@@ -71,6 +75,7 @@ def _read_options(argv: Sequence[str]) -> Namespace:
             "in fedsim sweep --grid method.lora_rank=1,4 -- --rounds 20"
         )
     require("--jobs", options.jobs, options.jobs is None or options.jobs >= 1, "1 or more")
+    require("--optuna", options.optuna, options.optuna is None or options.optuna >= 1, "1 or more")
     check_resources(options)
     for action in group._group_actions:
         if not options.slurm and getattr(options, action.dest) != action.default:
@@ -92,6 +97,21 @@ def _show(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
         state = " (finished)" if run.finished else ""
         print(f"{run.folder}{state}: fedsim run {shlex.join(run.arguments)}")
     print(f"{_count(len(runs))}, {len(runs) - len(left)} finished")
+
+
+def _choose(options: Namespace, sweep: Sweep, common: Sequence[str], out: Path) -> int:
+    """Has Optuna choose the runs."""
+    if not (sweep.space and options.optuna) or options.slurm or options.dry_run:
+        raise ConfigurationError(
+            "--optuna TRIALS and space: in the sweep's file go together, without --slurm and --dry_run (docs/sweeps.md)"
+        )
+    from launch.sweeps.optuna_study import prepare, search
+
+    wanted = prepare(sweep, common, out, options.optuna, options.jobs or 1, options.sampler)
+    console = Console()
+    outcomes = search(wanted, console, options.debug)
+    write_csv(outcomes, out)
+    return tell_failures(outcomes, console)
 
 
 def _hand_over(options: Namespace, runs: Sequence[PlannedRun], left: Sequence[PlannedRun], out: Path) -> int:

@@ -28,6 +28,8 @@ class Sweep:
         grid: the values of each key, crossed with every run.
         seeds: of every run; None leaves the seed to the keys.
         report: what `fedsim report` is given at the end, by its options.
+        space: what Optuna chooses from instead of a list and a grid: by key a list of values, or low and high with
+            log and step where they are wanted.
     """
 
     base: str | None = None
@@ -36,9 +38,10 @@ class Sweep:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: Sequence[int] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    space: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in {key for keys in (self.keys, self.grid, *self.runs) for key in keys}:
+        for key in {key for keys in (self.keys, self.grid, self.space, *self.runs) for key in keys}:
             if key in NOT_PART_OF_A_RUN:
                 hint = "name what all start from under base:" if key == "config" else "the sweep gives each run its own"
                 raise ConfigurationError(f"{key} is no key that runs of a sweep can have; leave it out, {hint}")
@@ -47,7 +50,11 @@ class Sweep:
                 raise ConfigurationError(f"grid: {key} is {values}; expected a list of its values, as [1, 4, 16]")
         if self.seeds is not None and not (self.seeds and all(_is_seed(seed) for seed in self.seeds)):
             raise ConfigurationError(f"seeds is {self.seeds}; expected whole numbers of 0 or more, as [0, 1, 2]")
-        if self.seeds is not None and any("seed" in keys for keys in (self.grid, *self.runs)):
+        if self.space and (self.grid or self.runs):
+            raise ConfigurationError(
+                "space stands beside grid or runs; give a space to Optuna, or the others to a sweep"
+            )
+        if self.seeds is not None and any("seed" in keys for keys in (self.grid, self.space, *self.runs)):
             raise ConfigurationError("seed stands among a run's keys, and there are seeds; give one of both")
 
 
@@ -79,7 +86,7 @@ def sweep_of(found: Mapping[Any, Any]) -> Sweep:
     Raises:
         ConfigurationError: an entry is unknown, or not of its kind.
     """
-    kinds = {"base": str, "keys": dict, "runs": list, "grid": dict, "seeds": list, "report": dict}
+    kinds = {"base": str, "keys": dict, "runs": list, "grid": dict, "seeds": list, "report": dict, "space": dict}
     assert kinds.keys() == {field.name for field in fields(Sweep)}
     for entry, value in found.items():
         if entry not in kinds:
@@ -92,7 +99,17 @@ def sweep_of(found: Mapping[Any, Any]) -> Sweep:
         if not isinstance(run, dict):
             raise ConfigurationError(f"runs: {run!r} is no run; expected keys with values, as {{method: LoRA}}")
     keyed = {entry: flatten(found[entry]) for entry in ("keys", "grid") if entry in found}
-    return Sweep(**{**found, **keyed, "runs": [flatten(run) for run in runs]})
+    space = _flatten_space(found.get("space", {}))
+    return Sweep(**{**found, **keyed, "runs": [flatten(run) for run in runs], "space": space})
+
+
+def _flatten_space(space: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens as keys are, but for what says from where to where."""
+    flat: dict[str, Any] = {}
+    for key, value in space.items():
+        inside = isinstance(value, dict) and not {"low", "high"} & value.keys()
+        flat |= _flatten_space(value, f"{prefix}{key}.") if inside else {f"{prefix}{key}": value}
+    return flat
 
 
 def parse_grid(text: str) -> tuple[str, list[Any]]:

@@ -38,17 +38,31 @@ def conclude(outcomes: Sequence[Outcome], options: Mapping[str, Any], out: Path,
     Returns:
         The exit status: 1 where a run failed.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "sweep.csv", _csv(outcomes))
+    write_csv(outcomes, out)
     folders = [outcome.run.folder for outcome in outcomes if not outcome.failure]
     if folders:  # one that failed is named in the report, too, where it left a directory
         begun = [o.run.folder for o in outcomes if o.failure and (o.run.folder / "config.yaml").exists()]
         write(read_arguments([*_as_options(options), f"--out={out}", *map(str, [*folders, *begun])]), console)
+    return tell_failures(outcomes, console, "; the same command tries them again")
+
+
+def write_csv(outcomes: Sequence[Outcome], out: Path) -> None:
+    """Writes sweep.csv."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "sweep.csv", _csv(outcomes))
+
+
+def tell_failures(outcomes: Sequence[Outcome], console: Console, what_to_do: str = "") -> int:
+    """Tells what failed.
+
+    Returns:
+        The exit status: 1 where a run failed.
+    """
     failed = [outcome for outcome in outcomes if outcome.failure]
     for outcome in failed:
         console.print(f"failed: {outcome.run.folder}: {outcome.failure}", markup=False, highlight=False, soft_wrap=True)
     if failed:
-        console.print(f"{len(failed)} of {len(outcomes)} runs failed; the same command tries them again")
+        console.print(f"{len(failed)} of {len(outcomes)} runs failed{what_to_do}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 

@@ -21,6 +21,39 @@ HELD_OUT = {"evaluation.held_out": 0.2, "evaluation.clients": None}
 of all clients together are the validation split."""
 
 
+def holding_out(settings: Settings) -> list[str]:
+    """Returns what is added to the arguments of runs that are compared on validation; nothing where they say it."""
+    return [] if settings.evaluation.held_out else as_arguments(HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """What a run came to at some round.
+
+    Attributes:
+        metric: the main one.
+        higher_is_better: whether more of it is.
+        validation: it, on the held-out examples; NaN where it has no finite value.
+        test: it, on the test split.
+        upload_bytes: uploaded until then.
+    """
+
+    metric: str
+    higher_is_better: bool
+    validation: float
+    test: float
+    upload_bytes: int
+
+
+def read_validated(folder: Path, rounds: int | None = None) -> Validated:
+    """Reads a finished run at its last evaluation, or its last until some round."""
+    found = read_run(folder)
+    metric = found.main_metrics[0]
+    at = len(found.rounds) - 1 if rounds is None else int(np.searchsorted(found.rounds, rounds, "right")) - 1
+    validation, test = (float(found.metrics[name][at]) for name in (f"held_out/{metric}", metric))
+    return Validated(metric, found.higher_is_better[metric], validation, test, int(found.upload_bytes[at]))
+
+
 @dataclass(frozen=True)
 class Measure:
     """What a configuration came to at some round.
@@ -61,8 +94,8 @@ def plan_trials(
         ConfigurationError: keys that are no run's, or a directory that holds something else.
     """
     every = list(dict.fromkeys(configurations))
-    validated = [*common, *([] if settings.evaluation.held_out else as_arguments(HELD_OUT))]
-    planned = plan_runs(Sweep(runs=[one.keys for one in every], seeds=seeds), validated, out)
+    sweep = Sweep(runs=[one.keys for one in every], seeds=seeds)
+    planned = plan_runs(sweep, [*common, *holding_out(settings)], out)
     return {one: [run for run in planned if run.changes == one.keys] for one in every}
 
 
@@ -117,22 +150,14 @@ class Trials:
         validation, test, uploaded = [], [], 0
         for run in runs:
             if run.folder in self.failures:
-                found = (np.nan, np.nan, _uploaded(run.folder))
+                found = Validated(self.metric, self.higher_is_better, np.nan, np.nan, _uploaded(run.folder))
             else:
-                found = self._read(run.folder, rounds)
-            validation.append(found[0])
-            test.append(found[1])
-            uploaded += found[2]
+                found = read_validated(run.folder, rounds)
+            self.metric, self.higher_is_better = found.metric, found.higher_is_better
+            validation.append(found.validation)
+            test.append(found.test)
+            uploaded += found.upload_bytes
         return Measure(rounds, float(np.mean(validation)), float(np.mean(test)), uploaded)
-
-    def _read(self, folder: Path, rounds: int) -> tuple[float, float, int]:
-        """Validation, test and uploaded bytes at the last evaluation until some round."""
-        found = read_run(folder)
-        self.metric = found.main_metrics[0]
-        self.higher_is_better = found.higher_is_better[self.metric]
-        at = int(np.searchsorted(found.rounds, rounds, "right")) - 1
-        validation, test = (found.metrics[name][at] for name in (f"held_out/{self.metric}", self.metric))
-        return float(validation), float(test), int(found.upload_bytes[at])
 
 
 def _is_at(folder: Path, rounds: int) -> bool:
