@@ -15,7 +15,7 @@ from data_partitions.partition import Partition
 from fedsim.errors import ConfigurationError
 from launch.arguments import Arguments
 from launch.configuration import Settings, read_settings, save_yaml
-from launch.reports.figures import render
+from launch.reports.canvas import render
 from launch.reports.partition_figure import draw_partition
 from launch.reports.partition_table import Subject, describe
 

@@ -8,11 +8,13 @@ from rich.console import Console
 
 from fedsim.options import require
 from launch.arguments import Arguments
-from launch.reports.report import parse_target, report
+from launch.reports.against import AGAINST
+from launch.reports.findings import parse_target
+from launch.reports.report import Options, report
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes table and figure of finished runs."""
+    """Writes tables and figures of finished runs."""
     write(read_arguments(argv), Console())
     return 0
 
@@ -23,11 +25,14 @@ def read_arguments(argv: Sequence[str]) -> Namespace:
     Raises:
         ConfigurationError: it cannot be.
     """
-    parser = Arguments("report", "Table and figure of finished runs: a metric against uploaded bytes.")
+    parser = Arguments("report", "Tables and figures of finished runs: a metric against the bytes that were sent.")
     parser.add_argument("runs", nargs="+", type=Path, help="run directories, or directories that hold some")
     parser.add_argument("--target", help="a metric and the value to reach, as accuracy=0.8")
     parser.add_argument(
         "--budget", type=float, help="MB (10^6 bytes) of uploads: also tells the metric when they are spent"
+    )
+    parser.add_argument(
+        "--against", choices=list(AGAINST), default="upload", help="what the curves are drawn against (default upload)"
     )
     parser.add_argument("--out", type=Path, help="where to write; default: the runs' common parent")
     arguments = parser.parse_args(argv)
@@ -40,4 +45,5 @@ def read_arguments(argv: Sequence[str]) -> Namespace:
 def write(arguments: Namespace, console: Console) -> None:
     """Writes what `read_arguments` read."""
     budget_bytes = None if arguments.budget is None else arguments.budget * 1e6
-    report(arguments.runs, arguments.target, arguments.out, console, budget_bytes)
+    options = Options(budget_bytes=budget_bytes, against=arguments.against)
+    report(arguments.runs, arguments.target, arguments.out, console, options)

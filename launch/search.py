@@ -11,8 +11,8 @@ from fedsim.errors import ConfigurationError, TrainingError
 from fedsim.options import require
 from launch.arguments import Arguments
 from launch.configuration import Settings, read_settings
-from launch.reports.figures import render
-from launch.reports.report import write_files
+from launch.reports.canvas import render
+from launch.reports.files import write_files
 from launch.sweeps.flasc_search import (
     GRIDS,
     Configuration,

@@ -19,13 +19,17 @@ class Band:
     """A metric over the seeds of a curve, at the rounds where every seed has a finite value.
 
     Attributes:
-        upload_bytes: mean over seeds (E,).
+        rounds: rising (E,).
+        upload_bytes: until then, mean over seeds (E,).
+        download_bytes: until then, mean over seeds (E,).
         mean: mean over seeds (E,).
         low: least over seeds (E,).
         high: largest over seeds (E,).
     """
 
+    rounds: NDArray[np.float64]
     upload_bytes: NDArray[np.float64]
+    download_bytes: NDArray[np.float64]
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
@@ -58,9 +62,16 @@ class Curve:
         finite = [run.rounds[np.isfinite(run.metrics[metric])] for run in self.runs]
         shared = sorted(set(finite[0].tolist()).intersection(*(rounds.tolist() for rounds in finite[1:])))
         at = [np.searchsorted(run.rounds, shared) for run in self.runs]
-        uploads = np.array([run.upload_bytes[rows] for run, rows in zip(self.runs, at, strict=True)])
-        values = np.array([run.metrics[metric][rows] for run, rows in zip(self.runs, at, strict=True)])
-        return Band(uploads.mean(axis=0), values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+        picked = list(zip(self.runs, at, strict=True))
+        values = np.array([run.metrics[metric][rows] for run, rows in picked])
+        return Band(
+            rounds=np.array(shared, np.float64),
+            upload_bytes=np.mean([run.upload_bytes[rows] for run, rows in picked], axis=0),
+            download_bytes=np.mean([run.download_bytes[rows] for run, rows in picked], axis=0),
+            mean=values.mean(axis=0),
+            low=values.min(axis=0),
+            high=values.max(axis=0),
+        )
 
 
 def group_runs(runs: Sequence[RunResult]) -> tuple[list[Curve], list[str]]:

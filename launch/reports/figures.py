@@ -1,88 +1,67 @@
-"""The figure of a report: a metric against uploaded bytes, on a linear and on a logarithmic axis."""
+"""The figure of a report: a metric against bytes, on a linear and on a logarithmic axis, or against rounds."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from launch.reports.against import AGAINST
+from launch.reports.canvas import (
+    COLOURS,
+    HEIGHT,
+    LEGEND_ROW,
+    LINES,
+    MARKERS,
+    byte_unit,
+    canvas,
+    factor,
+    is_fraction,
+    log_axis,
+    metric_title,
+)
 from launch.reports.curves import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow: told apart by colour-blind readers, and of different greys.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-LINES = ("-", (0, (6, 1.6)), (0, (3, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.2, 1.2)))
-WIDTH, HEIGHT, LEGEND_ROW = 11.0, 4.6, 0.25  # inches
 LEGEND_CHARACTERS = 105
-STYLE = {
-    "font.size": 12,
-    "axes.labelsize": 13,
-    "axes.edgecolor": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.8,
-    "svg.hashsalt": "fedsim",
-}
 
 
-def is_fraction(metric: str) -> bool:
-    """Whether a metric is an accuracy, measured from 0 to 1 and shown in percent."""
-    return metric.split("/")[-1].endswith("accuracy")
-
-
-def draw(bands: Mapping[str, Band], metric: str, target: float | None, seeds: Sequence[int]) -> "Figure":
-    """Draws the metric against uploaded bytes, mean line and min-max band, linear and logarithmic side by side.
+def draw(
+    bands: Mapping[str, Band], metric: str, target: float | None, seeds: Sequence[int], against: str = "upload"
+) -> "Figure":
+    """Draws the metric, mean line and min-max band; bytes on a linear and a logarithmic axis side by side.
 
     Args:
         bands: what to draw, by label.
         metric: its name.
         target: where to draw the target line, or None.
         seeds: how many seeds each band has.
+        against: what the horizontal axis is, one of AGAINST.
 
     Returns:
         A figure that belongs to no window and no global state.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    largest = max((float(band.upload_bytes.max()) for band in bands.values() if band.upload_bytes.size), default=0.0)
-    unit, scale = ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.subplots(1, 2 if largest > 0 else 1, sharey=True, squeeze=False)[0]
-        for panel, logarithmic in zip(axes, (False, True), strict=False):
-            _draw_panel(panel, bands, scale, 100.0 if is_fraction(metric) else 1.0, logarithmic)
-            panel.set_xlabel(f"Uploaded by all clients ({unit}{', log scale' if logarithmic else ''})")
+    axis = AGAINST[against]
+    largest = max((float(axis.of(band).max()) for band in bands.values() if band.mean.size), default=0.0)
+    unit, scale = byte_unit(largest) if axis.in_bytes else ("", 1.0)
+    with canvas(2 if axis.in_bytes and largest > 0 else 1, share=True) as (figure, panels):
+        for panel, logarithmic in zip(panels, (False, True), strict=False):
+            points = {label: (axis.of(band) / scale, band) for label, band in bands.items()}
+            _draw_panel(panel, points, factor(metric), logarithmic)
+            panel.set_xlabel(axis.title + (f" ({unit}{', log scale' if logarithmic else ''})" if unit else ""))
         if target is not None:
-            _draw_target(axes, metric, target)
-        axes[0].set_ylabel(_metric_title(metric))
-        _legend(figure, axes[0], seeds)
+            _draw_target(panels, metric, target)
+        panels[0].set_ylabel(metric_title(metric))
+        _legend(figure, panels[0], seeds)
     return figure
 
 
-def render(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
-    """Renders a figure of draw as PNG or SVG; equal figures give equal bytes."""
-    import matplotlib
-
-    stream = io.BytesIO()
-    # Ticks are made while drawing, and the names inside an SVG too: both read the style once more.
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None)
-    return stream.getvalue()
-
-
-def _draw_panel(panel: "Axes", bands: Mapping[str, Band], scale: float, factor: float, logarithmic: bool) -> None:
-    for index, (label, band) in enumerate(bands.items()):
-        keep = band.upload_bytes > 0 if logarithmic else np.ones(band.upload_bytes.shape, bool)
-        upload, mean = band.upload_bytes[keep] / scale, factor * band.mean[keep]
+def _draw_panel(panel: "Axes", points: Mapping[str, tuple[np.ndarray, Band]], times: float, logarithmic: bool) -> None:
+    for index, (label, (along, band)) in enumerate(points.items()):
+        keep = along > 0 if logarithmic else np.ones(along.shape, bool)
+        across, mean = along[keep], times * band.mean[keep]
         colour, order = COLOURS[index % len(COLOURS)], 3 + 0.01 * index
         style: dict[str, Any] = {
             "color": colour,
@@ -94,11 +73,11 @@ def _draw_panel(panel: "Axes", bands: Mapping[str, Band], scale: float, factor: 
             "markeredgecolor": "white",
             "markeredgewidth": 0.8,
         }
-        low, high = factor * band.low[keep], factor * band.high[keep]
-        panel.fill_between(upload, low, high, color=colour, alpha=0.16, linewidth=0, zorder=order - 1)
-        panel.plot(upload, mean, label=label, markevery=(0.05, 0.12), **style)
+        low, high = times * band.low[keep], times * band.high[keep]
+        panel.fill_between(across, low, high, color=colour, alpha=0.16, linewidth=0, zorder=order - 1)
+        panel.plot(across, mean, label=label, markevery=(0.05, 0.12), **style)
         # The end is where a run stops uploading, so it has a marker whatever the spacing of the others.
-        panel.plot(upload[-1:], mean[-1:], **style)
+        panel.plot(across[-1:], mean[-1:], **style)
     panel.grid(True, which="major")
     panel.tick_params(which="both", color="#444444")
     panel.tick_params(which="minor", length=2)
@@ -106,19 +85,6 @@ def _draw_panel(panel: "Axes", bands: Mapping[str, Band], scale: float, factor: 
         log_axis(panel)
     else:
         panel.set_xlim(left=0)
-
-
-def log_axis(panel: "Axes") -> None:
-    """Makes a panel's horizontal axis logarithmic, with as many labels as there is room for."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    panel.set_xscale("log")
-    left, right = panel.get_xlim()
-    decades = np.log10(right / left)
-    subs = (1.0, 2.0, 5.0) if decades < 1.7 else (1.0, 3.0) if decades < 3.2 else (1.0,)
-    panel.xaxis.set_major_locator(LogLocator(subs=subs))
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    panel.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_target(panels: Sequence["Axes"], metric: str, target: float) -> None:
@@ -130,11 +96,6 @@ def _draw_target(panels: Sequence["Axes"], metric: str, target: float) -> None:
     text = f"target\n{height:g}{' %' if percent else ''}"
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     panels[-1].annotate(text, (1, height), (5, 0), va="center", color="#444444", annotation_clip=False, **place)
-
-
-def _metric_title(metric: str) -> str:
-    title = metric[0].upper() + metric[1:] if "/" not in metric else metric
-    return f"{title} (%)" if is_fraction(metric) else title
 
 
 def _legend(figure: "Figure", panel: "Axes", seeds: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_partitions.partition import Partition
-from launch.reports.figures import HEIGHT, LEGEND_ROW, STYLE, WIDTH
+from launch.reports.canvas import HEIGHT, LEGEND_ROW, STYLE, WIDTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

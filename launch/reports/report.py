@@ -1,145 +1,88 @@
-"""`fedsim report`: finished runs as one table and one figure, how good the model got for the bytes uploaded."""
+"""`fedsim report`: finished runs as tables and figures, how good the model got for the bytes that were sent."""
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedsim.errors import ConfigurationError, unknown_name
-from launch.reports.curves import Curve, group_runs
-from launch.reports.figures import draw, is_fraction, render
-from launch.reports.results import RunResult, find_runs, read_run
-from launch.reports.table import MEANING, csv_text, markdown, row_of, table_cells
+from launch.reports.against import AGAINST
+from launch.reports.canvas import render
+from launch.reports.curves_table import curves_csv
+from launch.reports.figures import draw
+from launch.reports.files import write_files
+from launch.reports.findings import Findings, Target, gather
+from launch.reports.table import MEANING, csv_text, markdown, table_cells
 
-Target = tuple[str, float]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS: tuple[Literal["png", "svg"], ...] = ("png", "svg")
 
 
-def parse_target(text: str) -> Target:
-    """Reads a target, NAME=VALUE.
+@dataclass(frozen=True)
+class Options:
+    """What a report holds besides its target.
 
-    Raises:
-        ConfigurationError: it is not of that form, or an accuracy is not a fraction.
+    Attributes:
+        budget_bytes: uploads of a run; the table then tells the metric when they are spent.
+        against: what the curves are drawn against, one of AGAINST.
     """
-    name, equals, number = text.partition("=")
-    name = name.strip()
-    try:
-        value = float(number)
-    except ValueError:
-        value = float("nan")
-    if not equals or not name or not np.isfinite(value):
-        raise ConfigurationError(f"--target is {text!r}, expected NAME=VALUE with a number, as in accuracy=0.8")
-    if is_fraction(name) and not 0 <= value <= 1:
-        hint = f"; did you mean {name}={value / 100:g}?" if 1 < value <= 100 else ""
-        raise ConfigurationError(f"--target is {text!r}, expected {name} as a fraction from 0 to 1{hint}")
-    return name, value
+
+    budget_bytes: float | None = None
+    against: str = "upload"
 
 
 def report(
-    paths: Sequence[Path], target: Target | None, out: Path | None, console: Console, budget_bytes: float | None = None
+    paths: Sequence[Path], target: Target | None, out: Path | None, console: Console, options: Options | None = None
 ) -> Path:
-    """Tabulates and draws finished runs; writes report.png, report.svg, report.md and report.csv.
+    """Tabulates and draws finished runs.
 
     Args:
         paths: run directories, or directories that hold some up to two levels down.
         target: a metric and the value to reach, or None for the main metric without a target.
         out: the folder to write to, made when missing; None for the common parent of the paths.
         console: where the table is printed.
-        budget_bytes: uploads of a run; the table then tells the metric when they are spent.
+        options: what else the report holds.
 
     Returns:
-        The folder written to; a former report there is overwritten.
+        The folder written to; files of a former report there are overwritten.
 
     Raises:
         ConfigurationError: a path, a run directory or the target is at fault; nothing is written.
     """
-    finished, unfinished = find_runs(paths)
-    notes = [f"left out, not finished: {path}" for path in unfinished]
-    runs = [read_run(path) for path in finished]
-    metric = _metric(runs, target)
-    notes += [f"left out, no {metric}: {run.path}" for run in runs if metric not in run.metrics]
-    curves, left_out = group_runs([run for run in runs if metric in run.metrics])
-    notes += left_out
-    bands = {curve.label: curve.band(metric) for curve in curves}
-    notes += [f"not drawn, no finite {metric}: {label}" for label, band in bands.items() if not band.mean.size]
-    goal = target[1] if target else None
-    higher = _higher_is_better(curves, metric)
-    rows = [row_of(curve, metric, goal, higher, budget_bytes) for curve in curves]
-
+    options = options or Options()
+    found = gather(paths, target, options.budget_bytes)
     folder = out if out is not None else _common_parent(paths)
-    drawn = {label: band for label, band in bands.items() if band.mean.size}
-    figure = draw(drawn, metric, goal, [len(curve.runs) for curve in curves])
-    cells = table_cells(rows, metric, goal, budget_bytes)
-    contents = {
-        "report.png": render(figure, "png"),
-        "report.svg": render(figure, "svg"),
-        "report.md": markdown(cells, metric, notes).encode(),
-        "report.csv": csv_text(rows, metric, goal, budget_bytes).encode(),
+    cells = table_cells(found.rows, found.metric, found.goal, found.budget_bytes)
+    figures = _figures(found, options)
+    contents = {f"{name}.{kind}": render(figure, kind) for name, (figure, _) in figures.items() for kind in KINDS}
+    pictures = {f"{name}.png": words for name, (_, words) in figures.items()}
+    contents |= {
+        "report.md": markdown(cells, pictures, found.notes).encode(),
+        "report.csv": csv_text(found.rows, found.metric, found.goal, found.budget_bytes).encode(),
+        "report_curves.csv": curves_csv(found.curves, found.bands, found.metric).encode(),
     }
     write_files(folder, contents)
-    _print(console, cells, notes, folder, contents)
+    _print(console, cells, found.notes, folder, contents)
     return folder
 
 
-def _metric(runs: Sequence[RunResult], target: Target | None) -> str:
-    """The metric of the report: the target's, else accuracy, else the first main metric that all runs have."""
-    if target:
-        known = {metric for run in runs for metric in run.metrics}
-        if target[0] not in known:
-            raise unknown_name("metric", target[0], known)
-        return target[0]
-    common = set.intersection(*(set(run.metrics) for run in runs))
-    for metric in ("accuracy", *runs[0].main_metrics):
-        if metric in common:
-            return metric
-    odd = next((run for run in runs if not set(run.metrics) & set(runs[0].metrics)), runs[-1])
-    raise ConfigurationError(
-        f"no metric in common: {runs[0].path} has {', '.join(runs[0].metrics)}, {odd.path} has "
-        f"{', '.join(odd.metrics)}; report them apart, or name one with --target"
-    )
-
-
-def _higher_is_better(curves: Sequence[Curve], metric: str) -> bool:
-    """Which way is better; a metric of another view (full/accuracy) goes as the main view's where not said."""
-    for run in (run for curve in curves for run in curve.runs):
-        for name in (metric, metric.split("/")[-1]):
-            if name in run.higher_is_better:
-                return run.higher_is_better[name]
-    raise ConfigurationError(
-        f"{curves[0].runs[0].path}/summary.json: higher_is_better does not say which way {metric} is"
-    )
+def _figures(found: Findings, options: Options) -> dict[str, tuple["Figure", str]]:
+    """The figures by name, each with what it shows in words."""
+    seeds = [len(curve.runs) for curve in found.curves]
+    curves = draw(found.bands, found.metric, found.goal, seeds, options.against)
+    return {"report": (curves, f"{found.metric} against {AGAINST[options.against].words}")}
 
 
 def _common_parent(paths: Sequence[Path]) -> Path:
     folders = [path.resolve() if path.is_dir() else path.resolve().parent for path in paths]
     return Path(os.path.commonpath(folders))
-
-
-def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Writes all files under temporary names first, so that a full disk leaves the former report whole.
-
-    Raises:
-        ConfigurationError: the folder cannot be written.
-    """
-    temporary = {name: folder / f".{name}.{os.getpid()}.part" for name in contents}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            temporary[name].write_bytes(content)
-        for name in contents:
-            os.replace(temporary[name], folder / name)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot write to {folder} ({error.strerror}); give another folder, --out DIR"
-        ) from error
-    finally:
-        for path in temporary.values():
-            if path.exists():
-                path.unlink()
 
 
 def _print(

@@ -16,15 +16,10 @@ from fedsim.errors import ConfigurationError
 
 BYTE_COLUMNS = ("upload_bytes", "download_bytes")
 BOOKKEEPING = ("round", *BYTE_COLUMNS, "upload_value_bytes", "download_value_bytes", "seconds")
+REPORTS = ("report", "report_curves", "report_target", "report_heat_map", "report_pareto")
 REPORT_FILES = (
-    "report.png",
-    "report.svg",
-    "report.md",
-    "report.csv",
-    "sweep.csv",
-    "search.csv",
-    "search.png",
-    "search.svg",
+    *(f"{name}.{kind}" for name in REPORTS for kind in ("png", "svg", "csv", "md", "tex", "html")),
+    *("sweep.csv", "search.csv", "search.png", "search.svg"),
 )
 # These say how long a run lives, not what it learns: two runs may differ in them and still share a curve.
 WITHOUT_EFFECT = ("checkpoint_every_rounds", "stop_within_seconds", "collective_timeout_seconds")

@@ -2,13 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from launch.reports.canvas import is_fraction
 from launch.reports.curves import Curve
-from launch.reports.figures import is_fraction
 from launch.reports.results import RunResult
 
 MEANING = "Mean over seeds (smallest–largest); bytes of all clients; 1 MB is 10^6 bytes."
@@ -147,14 +147,14 @@ def _megabytes(count: float) -> str:
     return f"{megabytes:#.3g}".rstrip(".")
 
 
-def markdown(cells: Sequence[Sequence[str]], metric: str, notes: Iterable[str]) -> str:
-    """The report as a Markdown page: table, figure, notes."""
+def markdown(cells: Sequence[Sequence[str]], pictures: Mapping[str, str], notes: Iterable[str]) -> str:
+    """The report as a Markdown page: table, what its cells mean, pictures (file and words), notes."""
     header, *body = [[cell.replace("|", "\\|") for cell in row] for row in cells]
     rule = ["---", *["---:"] * (len(header) - 1)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *body))
     lines = "".join(f"- {note}\n" for note in notes)
-    picture = f"![{metric} against uploaded bytes](report.png)"
-    return f"{table}\n\n{MEANING}\n\n{picture}\n" + (f"\n{lines}" if lines else "")
+    shown = "\n\n".join(f"![{words}]({file})" for file, words in pictures.items())
+    return f"{table}\n\n{MEANING}\n\n{shown}\n" + (f"\n{lines}" if lines else "")
 
 
 def csv_text(rows: Sequence[Row], metric: str, goal: float | None, budget_bytes: float | None = None) -> str:

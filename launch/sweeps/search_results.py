@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from launch.reports.figures import COLOURS, HEIGHT, LINES, MARKERS, STYLE, WIDTH, is_fraction, log_axis
+from launch.reports.canvas import COLOURS, LINES, MARKERS, byte_unit, canvas, factor, is_fraction, log_axis
 from launch.sweeps.flasc_search import Configuration, Standing
 from launch.sweeps.trials import Measure
 
@@ -111,21 +111,13 @@ def _percent(value: float, metric: str) -> str:
 
 def draw_search(searches: Mapping[str, Sequence[Step]], metric: str) -> "Figure":
     """Draws the best so far on validation against what was uploaded until then, linear and logarithmic side by side."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    largest = max(steps[-1].accumulated_bytes for steps in searches.values())
-    unit, scale = ("GB", 1e9) if largest >= 1e9 else ("MB", 1e6)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=200, layout="constrained")
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, 2, sharey=True)
+    unit, scale = byte_unit(max(steps[-1].accumulated_bytes for steps in searches.values()))
+    with canvas(2, share=True) as (figure, panels):
         for panel, logarithmic in zip(panels, (False, True), strict=True):
             for index, (name, steps) in enumerate(searches.items()):
                 panel.plot(
                     [step.accumulated_bytes / scale for step in steps],
-                    [(100 if is_fraction(metric) else 1) * step.so_far.measure.validation for step in steps],
+                    [factor(metric) * step.so_far.measure.validation for step in steps],
                     label=LABELS[name],
                     drawstyle="steps-post",
                     color=COLOURS[index % len(COLOURS)],

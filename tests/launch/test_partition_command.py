@@ -23,7 +23,7 @@ from data_partitions.partitioners.iid import IID
 from launch.__main__ import COMMANDS, main
 from launch.configuration import read_settings
 from launch.partition import FILES
-from launch.reports.figures import render
+from launch.reports.canvas import render
 from launch.reports.partition_figure import BARS, COLOURS, bin_edges, draw_partition, drawn_clients
 from launch.reports.partition_table import Subject, describe
 

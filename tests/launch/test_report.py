@@ -12,9 +12,12 @@ from rich.console import Console
 
 from fedsim.errors import ConfigurationError
 from launch.__main__ import main
+from launch.reports.against import AGAINST
+from launch.reports.canvas import COLOURS, LINES, MARKERS
 from launch.reports.curves import Band, group_runs
-from launch.reports.figures import COLOURS, LINES, MARKERS, draw
-from launch.reports.report import parse_target, report
+from launch.reports.figures import draw
+from launch.reports.findings import parse_target
+from launch.reports.report import report
 from launch.reports.results import find_runs, read_run
 
 HEADER = "round,upload_bytes,download_bytes,upload_value_bytes,download_value_bytes,accuracy,loss,seconds"
@@ -198,7 +201,10 @@ def test_files_are_written_where_told_and_come_out_equal_again(three_seeds: Path
         assert report([three_seeds], ("accuracy", 0.8), out, quiet()) == out
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert written[0] == written[1]
-    assert sorted(path.name for path in out.iterdir()) == ["report.csv", "report.md", "report.png", "report.svg"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("report.csv", "report.md", "report.png", "report.svg"),
+        "report_curves.csv",
+    ]
     png = (out / "report.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert int.from_bytes(png[16:20], "big") == 2200
@@ -253,6 +259,36 @@ def test_a_method_that_uploads_nothing_has_no_log_panel(tmp_path: Path) -> None:
     band: Band = group_runs([read_run(tmp_path / "a")])[0][0].band("accuracy")
     assert len(draw({"Frozen": band}, "accuracy", None, [1]).axes) == 1
     report([tmp_path], ("accuracy", 0.5), None, quiet())
+
+
+def test_curves_are_drawn_against_what_is_asked_for(three_seeds: Path) -> None:
+    """The download is twice the upload here, so the three axes of bytes are told apart by their ends."""
+    band = group_runs([read_run(three_seeds / name) for name in "abc"])[0][0].band("accuracy")
+    ends, titles = {}, {}
+    for against in AGAINST:
+        panels = draw({"LoRA": band}, "accuracy", None, [3], against).axes
+        ends[against], titles[against] = points(panels[0])[0][-1], panels[0].get_xlabel()
+        assert len(panels) == (1 if against == "rounds" else 2)
+    assert ends == pytest.approx({"upload": 6.6, "download": 13.2, "total": 19.8, "rounds": 3})
+    assert titles["download"] == "Downloaded by all clients (MB)"
+    assert titles["rounds"] == "Round"
+
+
+def test_the_curves_csv_holds_what_each_axis_needs(three_seeds: Path) -> None:
+    assert main(["report", str(three_seeds), "--against", "total"]) == 0
+    assert "accuracy against uploaded and downloaded bytes" in (three_seeds / "report.md").read_text()
+    with (three_seeds / "report_curves.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["round"] for row in rows] == ["0", "1", "2", "3"]
+    sent = [int(rows[2][f"{way}_bytes"]) for way in ("upload", "download", "total")]
+    assert sent == [4_400_000, 8_800_000, 13_200_000]
+    assert [float(rows[2][key]) for key in ("mean", "min", "max")] == pytest.approx([2.35 / 3, 0.7, 0.85])
+
+
+def test_an_axis_that_is_none_is_refused(three_seeds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(three_seeds), "--against", "time"]) == 2
+    assert "'upload', 'download', 'total', 'rounds'" in capsys.readouterr().err
+    assert not (three_seeds / "report.md").exists()
 
 
 def test_two_curves_never_look_alike() -> None:
