@@ -30,7 +30,7 @@ AGAINST: Mapping[str, Axis] = {
     "upload": Axis("Uploaded by all clients", "uploaded bytes", True, lambda band: band.upload_bytes),
     "download": Axis("Downloaded by all clients", "downloaded bytes", True, lambda band: band.download_bytes),
     "total": Axis(
-        "Uploaded and downloaded by all clients",
+        "Sent both ways by all clients",
         "uploaded and downloaded bytes",
         True,
         lambda band: band.upload_bytes + band.download_bytes,

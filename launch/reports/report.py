@@ -17,7 +17,8 @@ from launch.reports.curves_table import curves_csv
 from launch.reports.figures import draw
 from launch.reports.files import write_files
 from launch.reports.findings import Findings, Target, gather
-from launch.reports.table import MEANING, csv_text, markdown, table_cells
+from launch.reports.table import MEANING, csv_text, markdown, table_cells, target_title
+from launch.reports.target_figure import draw_target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +78,11 @@ def _figures(found: Findings, options: Options) -> dict[str, tuple["Figure", str
     """The figures by name, each with what it shows in words."""
     seeds = [len(curve.runs) for curve in found.curves]
     curves = draw(found.bands, found.metric, found.goal, seeds, options.against)
-    return {"report": (curves, f"{found.metric} against {AGAINST[options.against].words}")}
+    figures = {"report": (curves, f"{found.metric} against {AGAINST[options.against].words}")}
+    if found.goal is not None:
+        bars = draw_target(found.rows, found.metric, found.goal)
+        figures["report_target"] = (bars, f"bytes to {found.metric} {target_title(found.metric, found.goal)}")
+    return figures
 
 
 def _common_parent(paths: Sequence[Path]) -> Path:

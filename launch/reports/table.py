@@ -15,7 +15,7 @@ MEANING = "Mean over seeds (smallest–largest); bytes of all clients; 1 MB is 1
 CSV_COLUMNS = (
     *("label", "seeds", "metric", "final_mean", "final_min", "final_max", "best_mean", "best_min", "best_max"),
     *("upload_bytes", "target", "upload_bytes_to_target", "seeds_reached", "download_bytes"),
-    *("budget_bytes", "budget_mean", "budget_min", "budget_max"),
+    *("budget_bytes", "budget_mean", "budget_min", "budget_max", "download_bytes_to_target"),
 )
 
 
@@ -44,7 +44,8 @@ class Row:
         best: the metric at the best evaluation of each seed.
         upload_bytes: total of a run, mean over seeds.
         download_bytes: total of a run, mean over seeds.
-        to_target: upload bytes until the target is first reached, mean over seeds; None where not every seed does.
+        to_target: upload bytes until the target is first reached; None where not every seed does.
+        download_to_target: download bytes until then.
         reached: how many seeds reach the target.
         within_budget: the metric at the last evaluation within the upload budget; None without one.
     """
@@ -55,7 +56,8 @@ class Row:
     best: Spread
     upload_bytes: float
     download_bytes: float
-    to_target: float | None
+    to_target: Spread | None
+    download_to_target: Spread | None
     reached: int
     within_budget: Spread | None
 
@@ -74,7 +76,8 @@ def row_of(curve: Curve, metric: str, goal: float | None, higher: bool, budget_b
     best = np.fmax.reduce if higher else np.fmin.reduce  # both pass over NaN, without the warning of nanmax
     bests = [float(best(run.metrics[metric])) for run in curve.runs]
     reached = [] if goal is None else [_bytes_to(run, metric, goal, higher) for run in curve.runs]
-    there = [count for count in reached if count is not None]
+    there = [sent for sent in reached if sent is not None]
+    everyone = len(there) == len(curve.runs)
     return Row(
         label=curve.label,
         seeds=curve.seeds,
@@ -82,7 +85,8 @@ def row_of(curve: Curve, metric: str, goal: float | None, higher: bool, budget_b
         best=Spread.of(bests),
         upload_bytes=curve.upload_bytes,
         download_bytes=curve.download_bytes,
-        to_target=float(np.mean(there)) if len(there) == len(curve.runs) else None,
+        to_target=Spread.of([up for up, _ in there]) if everyone else None,
+        download_to_target=Spread.of([down for _, down in there]) if everyone else None,
         reached=len(there),
         within_budget=None
         if budget_bytes is None
@@ -95,10 +99,11 @@ def _within(run: RunResult, metric: str, budget_bytes: float) -> float:
     return float(run.metrics[metric][run.upload_bytes <= budget_bytes][-1])
 
 
-def _bytes_to(run: RunResult, metric: str, goal: float, higher: bool) -> int | None:
+def _bytes_to(run: RunResult, metric: str, goal: float, higher: bool) -> tuple[int, int] | None:
+    """Bytes up and down until the goal is first reached, or None."""
     values = run.metrics[metric]
     reached = np.flatnonzero(values >= goal if higher else values <= goal)
-    return int(run.upload_bytes[reached[0]]) if reached.size else None
+    return (int(run.upload_bytes[reached[0]]), int(run.download_bytes[reached[0]])) if reached.size else None
 
 
 def table_cells(
@@ -109,12 +114,12 @@ def table_cells(
     header = ["run", "seeds", f"final {metric}{unit}", f"best {metric}{unit}", "upload (MB)", "download (MB)"]
     table = [header]
     if goal is not None:
-        header.insert(5, f"upload to {100 * goal if unit else goal:g}{' %' if unit else ''} (MB)")
+        header.insert(5, f"upload to {target_title(metric, goal)} (MB)")
     if budget_bytes is not None:
         header.insert(4, f"{metric} at {budget_bytes / 1e6:g} MB{unit}")
     for row in rows:
         cells = [row.label, str(len(row.seeds)), _spread(row.final, metric), _spread(row.best, metric)]
-        cells += [_megabytes(row.upload_bytes), _megabytes(row.download_bytes)]
+        cells += [megabytes(row.upload_bytes), megabytes(row.download_bytes)]
         if goal is not None:
             cells.insert(5, _to_target(row))
         if row.within_budget is not None:
@@ -123,10 +128,18 @@ def table_cells(
     return table
 
 
+def target_title(metric: str, goal: float) -> str:
+    """The target's value as it is shown."""
+    return f"{100 * goal:g} %" if is_fraction(metric) else f"{goal:g}"
+
+
 def _to_target(row: Row) -> str:
-    if row.to_target is not None:
-        return _megabytes(row.to_target)
-    return "not reached" if not row.reached else f"not reached ({row.reached} of {len(row.seeds)} seeds)"
+    return megabytes(row.to_target.mean) if row.to_target is not None else share_reached(row)
+
+
+def share_reached(row: Row) -> str:
+    """What stands in place of bytes to a target that not every seed reached."""
+    return "not reached" if not row.reached else f"not reached (only {row.reached} of {len(row.seeds)} seeds)"
 
 
 def _value(value: float, metric: str) -> str:
@@ -140,11 +153,12 @@ def _spread(spread: Spread, metric: str) -> str:
     return mean if low == high else f"{mean} ({low}–{high})"
 
 
-def _megabytes(count: float) -> str:
-    megabytes = count / 1e6
-    if not count or megabytes >= 999.5:
-        return f"{megabytes:,.0f}"
-    return f"{megabytes:#.3g}".rstrip(".")
+def megabytes(count: float, unit: float = 1e6) -> str:
+    """Bytes in a unit, to three digits."""
+    amount = count / unit
+    if not count or amount >= 999.5:
+        return f"{amount:,.0f}"
+    return f"{amount:#.3g}".rstrip(".")
 
 
 def markdown(cells: Sequence[Sequence[str]], pictures: Mapping[str, str], notes: Iterable[str]) -> str:
@@ -164,11 +178,12 @@ def csv_text(rows: Sequence[Row], metric: str, goal: float | None, budget_bytes:
     writer.writerow(CSV_COLUMNS)
     for row in rows:
         values = [row.final.mean, row.final.low, row.final.high, row.best.mean, row.best.low, row.best.high]
-        target = ["", "", ""] if goal is None else [goal, _round(row.to_target), row.reached]
+        target = ["", "", ""] if goal is None else [goal, _mean_bytes(row.to_target), row.reached]
         writer.writerow(
             [row.label, " ".join(map(str, row.seeds)), metric]
             + ["" if np.isnan(value) else value for value in values]
-            + [_round(row.upload_bytes), *target, _round(row.download_bytes), *_budget_cells(row, budget_bytes)]
+            + [round(row.upload_bytes), *target, round(row.download_bytes), *_budget_cells(row, budget_bytes)]
+            + [_mean_bytes(row.download_to_target)]
         )
     return stream.getvalue()
 
@@ -177,8 +192,8 @@ def _budget_cells(row: Row, budget_bytes: float | None) -> list[float | int | st
     if budget_bytes is None or row.within_budget is None:
         return ["", "", "", ""]
     found = row.within_budget
-    return [_round(budget_bytes), *("" if np.isnan(v) else v for v in (found.mean, found.low, found.high))]
+    return [round(budget_bytes), *("" if np.isnan(v) else v for v in (found.mean, found.low, found.high))]
 
 
-def _round(count: float | None) -> int | str:
-    return "" if count is None else round(count)
+def _mean_bytes(spread: Spread | None) -> int | str:
+    return "" if spread is None else round(spread.mean)

@@ -28,8 +28,9 @@ def test_the_demo_runs_once_and_reports(
     assert main(["demo", "--jobs", "1", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     runs = [f"{run['name']}-s0" for run in demo.RUNS]
-    reports = ["report.csv", "report.md", "report.png", "report.svg", "sweep.csv"]
-    assert sorted(path.name for path in out.iterdir()) == sorted([*runs, *reports])
+    reports = {"report.csv", "report.md", "report.png", "report.svg", "sweep.csv"}
+    reports |= {"report_curves.csv", "report_target.png", "report_target.svg"}
+    assert {path.name for path in out.iterdir()} == {*runs, *reports}
     assert all((out / run / "summary.json").exists() for run in runs)
     assert (out / "report.png").read_bytes()[1:4] == b"PNG"
     for label in ("LoRA", "FLASC 1/4", "FLASC 1/16", "SparseAdapter 1/4", "Adapter LTH 0.98"):

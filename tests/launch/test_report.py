@@ -16,9 +16,10 @@ from launch.reports.against import AGAINST
 from launch.reports.canvas import COLOURS, LINES, MARKERS
 from launch.reports.curves import Band, group_runs
 from launch.reports.figures import draw
-from launch.reports.findings import parse_target
+from launch.reports.findings import gather, parse_target
 from launch.reports.report import report
 from launch.reports.results import find_runs, read_run
+from launch.reports.target_figure import draw_target
 
 HEADER = "round,upload_bytes,download_bytes,upload_value_bytes,download_value_bytes,accuracy,loss,seconds"
 BETTER = {"accuracy": True, "loss": False}
@@ -91,6 +92,7 @@ def test_bytes_to_target_and_spread_are_those_worked_out_by_hand(three_seeds: Pa
     row = table(folder)["LoRA"]
     assert row["seeds"] == "0 1 2"
     assert int(row["upload_bytes_to_target"]) == (4_000_000 + 6_600_000 + 2_400_000) / 3 // 1
+    assert int(row["download_bytes_to_target"]) == 8_666_667
     assert row["seeds_reached"] == "3"
     assert int(row["upload_bytes"]) == 6_600_000
     assert int(row["download_bytes"]) == 13_200_000
@@ -119,7 +121,7 @@ def test_a_target_that_a_seed_misses_has_no_mean(three_seeds: Path) -> None:
     folder = report([three_seeds], ("accuracy", 0.87), None, quiet())
     row = table(folder)["LoRA"]
     assert (row["upload_bytes_to_target"], row["seeds_reached"]) == ("", "2")
-    assert "not reached (2 of 3 seeds)" in (folder / "report.md").read_text()
+    assert "not reached (only 2 of 3 seeds)" in (folder / "report.md").read_text()
 
 
 def test_a_lower_is_better_metric_turns_best_and_target_around(three_seeds: Path) -> None:
@@ -201,10 +203,10 @@ def test_files_are_written_where_told_and_come_out_equal_again(three_seeds: Path
         assert report([three_seeds], ("accuracy", 0.8), out, quiet()) == out
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert written[0] == written[1]
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert {path.name for path in out.iterdir()} == {
         *("report.csv", "report.md", "report.png", "report.svg"),
-        "report_curves.csv",
-    ]
+        *("report_curves.csv", "report_target.png", "report_target.svg"),
+    }
     png = (out / "report.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert int.from_bytes(png[16:20], "big") == 2200
@@ -289,6 +291,29 @@ def test_an_axis_that_is_none_is_refused(three_seeds: Path, capsys: pytest.Captu
     assert main(["report", str(three_seeds), "--against", "time"]) == 2
     assert "'upload', 'download', 'total', 'rounds'" in capsys.readouterr().err
     assert not (three_seeds / "report.md").exists()
+
+
+def test_bars_are_bytes_to_the_target_and_who_misses_it_has_words(three_seeds: Path) -> None:
+    write_run(three_seeds / "d", "Never", [0.1, 0.5])
+    write_run(three_seeds / "e", "Sometimes", [0.1, 0.5])
+    write_run(three_seeds / "f", "Sometimes", [0.1, 0.9], seed=1)
+    found = gather([three_seeds], ("accuracy", 0.8), None)
+    assert [row.label for row in found.rows] == ["LoRA", "Never", "Sometimes"]
+    up, down = draw_target(found.rows, "accuracy", 0.8).axes
+    bars = {panel: [bar.get_width() for bar in panel.patches] for panel in (up, down)}  # type: ignore[attr-defined]
+    assert bars[up] == pytest.approx([13 / 3])
+    assert bars[down] == pytest.approx([26 / 3])
+    assert up.collections[0].get_segments()[0][:, 0].tolist() == [2.4, 6.6]  # type: ignore[attr-defined]
+    words = [text.get_text() for text in up.texts]
+    assert words == ["4.33", "not reached", "not reached (only 1 of 2 seeds)"]
+    assert up.get_xlabel() == "Uploaded by all clients (MB)"
+
+
+def test_bars_of_a_target_that_nobody_reaches_are_words_alone(three_seeds: Path) -> None:
+    found = gather([three_seeds], ("accuracy", 0.99), None)
+    up, _ = draw_target(found.rows, "accuracy", 0.99).axes
+    assert [text.get_text() for text in up.texts] == ["not reached"]
+    assert not up.patches
 
 
 def test_two_curves_never_look_alike() -> None:
