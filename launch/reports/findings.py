@@ -10,7 +10,8 @@ from fedsim.errors import ConfigurationError, unknown_name
 from launch.reports.canvas import is_fraction
 from launch.reports.curves import Band, Curve, group_runs
 from launch.reports.results import RunResult, find_runs, read_run
-from launch.reports.table import Row, row_of
+from launch.reports.rows import Row, row_of
+from launch.reports.significance import Significance, compare
 
 Target = tuple[str, float]
 
@@ -27,6 +28,7 @@ class Findings:
         curves: the runs, the seeds of a configuration together, the largest upload first.
         bands: the metric of each curve that has a finite value, by label.
         rows: a line of the table for each curve.
+        significance: each curve against the best, or None where nothing can be compared.
         notes: what was left out, and why.
     """
 
@@ -37,6 +39,7 @@ class Findings:
     curves: Sequence[Curve]
     bands: Mapping[str, Band]
     rows: Sequence[Row]
+    significance: Significance | None
     notes: Sequence[str]
 
 
@@ -82,6 +85,7 @@ def gather(paths: Sequence[Path], target: Target | None, budget_bytes: float | N
     notes += [f"not drawn, no finite {metric}: {label}" for label, band in bands.items() if not band.mean.size]
     goal = target[1] if target else None
     higher = _higher_is_better(curves, metric)
+    rows = [row_of(curve, metric, goal, higher, budget_bytes) for curve in curves]
     return Findings(
         metric=metric,
         goal=goal,
@@ -89,7 +93,8 @@ def gather(paths: Sequence[Path], target: Target | None, budget_bytes: float | N
         budget_bytes=budget_bytes,
         curves=curves,
         bands={label: band for label, band in bands.items() if band.mean.size},
-        rows=[row_of(curve, metric, goal, higher, budget_bytes) for curve in curves],
+        rows=rows,
+        significance=compare({row.label: row.finals for row in rows}, higher),
         notes=notes,
     )
 

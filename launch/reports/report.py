@@ -17,7 +17,8 @@ from launch.reports.curves_table import curves_csv
 from launch.reports.figures import draw
 from launch.reports.files import write_files
 from launch.reports.findings import Findings, Target, gather
-from launch.reports.table import MEANING, csv_text, markdown, table_cells, target_title
+from launch.reports.latex import latex
+from launch.reports.table import csv_text, markdown, meaning, table_cells, target_title
 from launch.reports.target_figure import draw_target
 
 if TYPE_CHECKING:
@@ -60,17 +61,17 @@ def report(
     options = options or Options()
     found = gather(paths, target, options.budget_bytes)
     folder = out if out is not None else _common_parent(paths)
-    cells = table_cells(found.rows, found.metric, found.goal, found.budget_bytes)
     figures = _figures(found, options)
     contents = {f"{name}.{kind}": render(figure, kind) for name, (figure, _) in figures.items() for kind in KINDS}
-    pictures = {f"{name}.png": words for name, (_, words) in figures.items()}
-    contents |= {
-        "report.md": markdown(cells, pictures, found.notes).encode(),
-        "report.csv": csv_text(found.rows, found.metric, found.goal, found.budget_bytes).encode(),
-        "report_curves.csv": curves_csv(found.curves, found.bands, found.metric).encode(),
+    texts = {
+        "report.md": markdown(found, {f"{name}.png": words for name, (_, words) in figures.items()}),
+        "report.tex": latex(found),
+        "report.csv": csv_text(found),
+        "report_curves.csv": curves_csv(found.curves, found.bands, found.metric),
     }
+    contents |= {name: text.encode() for name, text in texts.items()}
     write_files(folder, contents)
-    _print(console, cells, found.notes, folder, contents)
+    _print(console, found, folder, contents)
     return folder
 
 
@@ -90,10 +91,8 @@ def _common_parent(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath(folders))
 
 
-def _print(
-    console: Console, cells: Sequence[Sequence[str]], notes: Iterable[str], folder: Path, names: Iterable[str]
-) -> None:
-    header, *body = cells
+def _print(console: Console, found: Findings, folder: Path, names: Iterable[str]) -> None:
+    header, *body = table_cells(found)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     longest = max(len(row[0]) for row in body)
     table.add_column(header[0], no_wrap=longest <= 24, overflow="fold")
@@ -102,8 +101,9 @@ def _print(
     for label, *values in body:
         table.add_row(escape(label), *(escape(_stacked(value)) for value in values))
     console.print(table)
-    console.print(MEANING, style="dim", highlight=False)
-    for note in notes:
+    for sentence in meaning(found):
+        console.print(sentence, style="dim", markup=False, highlight=False)
+    for note in found.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {folder}: {', '.join(names)}", markup=False, highlight=False, soft_wrap=True)
 

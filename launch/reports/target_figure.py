@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launch.reports.canvas import COLOURS, byte_unit, canvas
-from launch.reports.table import Row, Spread, megabytes, share_reached, target_title
+from launch.reports.rows import Row, Spread
+from launch.reports.table import megabytes, share_reached, target_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

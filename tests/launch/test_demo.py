@@ -28,7 +28,7 @@ def test_the_demo_runs_once_and_reports(
     assert main(["demo", "--jobs", "1", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     runs = [f"{run['name']}-s0" for run in demo.RUNS]
-    reports = {"report.csv", "report.md", "report.png", "report.svg", "sweep.csv"}
+    reports = {"report.csv", "report.md", "report.tex", "report.png", "report.svg", "sweep.csv"}
     reports |= {"report_curves.csv", "report_target.png", "report_target.svg"}
     assert {path.name for path in out.iterdir()} == {*runs, *reports}
     assert all((out / run / "summary.json").exists() for run in runs)

@@ -204,7 +204,7 @@ def test_files_are_written_where_told_and_come_out_equal_again(three_seeds: Path
         written.append({path.name: path.read_bytes() for path in out.iterdir()})
     assert written[0] == written[1]
     assert {path.name for path in out.iterdir()} == {
-        *("report.csv", "report.md", "report.png", "report.svg"),
+        *("report.csv", "report.md", "report.tex", "report.png", "report.svg"),
         *("report_curves.csv", "report_target.png", "report_target.svg"),
     }
     png = (out / "report.png").read_bytes()
