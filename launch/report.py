@@ -34,6 +34,13 @@ def read_arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument(
         "--against", choices=list(AGAINST), default="upload", help="what the curves are drawn against (default upload)"
     )
+    parser.add_argument(
+        "--heat_map",
+        nargs=2,
+        metavar="KEY",
+        help="two numeric settings, as method.lora_rank method.upload_density: the final metric by both, and its "
+        "Pareto front against upload",
+    )
     parser.add_argument("--out", type=Path, help="where to write; default: the runs' common parent")
     arguments = parser.parse_args(argv)
     arguments.target = None if arguments.target is None else parse_target(arguments.target)
@@ -45,5 +52,6 @@ def read_arguments(argv: Sequence[str]) -> Namespace:
 def write(arguments: Namespace, console: Console) -> None:
     """Writes what `read_arguments` read."""
     budget_bytes = None if arguments.budget is None else arguments.budget * 1e6
-    options = Options(budget_bytes=budget_bytes, against=arguments.against)
+    keys = tuple(arguments.heat_map) if arguments.heat_map else None
+    options = Options(budget_bytes=budget_bytes, against=arguments.against, heat_map=keys)
     report(arguments.runs, arguments.target, arguments.out, console, options)

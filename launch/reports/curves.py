@@ -123,10 +123,10 @@ def _differences(settings: Settings, variants: Sequence[Settings]) -> list[str]:
         before, after = (len({tuple(v.get(k) for k in some) for v in variants}) for some in (chosen, [*chosen, key]))
         if after > before:
             chosen.append(key)
-    return [f"{_short_key(key)}={_short_value(settings.get(key, 'none'))}" for key in chosen]
+    return [f"{short_key(key)}={_short_value(settings.get(key, 'none'))}" for key in chosen]
 
 
-def _short_key(key: str) -> str:
+def short_key(key: str) -> str:
     """The key as it is typed on the command line."""
     return key.removesuffix(".class_path").replace(".init_args.", ".")
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,8 @@ from launch.reports.curves_table import curves_csv
 from launch.reports.figures import draw
 from launch.reports.files import write_files
 from launch.reports.findings import Findings, Target, gather
+from launch.reports.grid import Grid, Keys, grid_csv, grid_of
+from launch.reports.grid_figures import draw_heat_map, draw_pareto
 from launch.reports.latex import latex
 from launch.reports.table import csv_text, markdown, meaning, table_cells, target_title
 from launch.reports.target_figure import draw_target
@@ -34,10 +36,12 @@ class Options:
     Attributes:
         budget_bytes: uploads of a run; the table then tells the metric when they are spent.
         against: what the curves are drawn against, one of AGAINST.
+        heat_map: two numeric settings; the final metric is drawn over both.
     """
 
     budget_bytes: float | None = None
     against: str = "upload"
+    heat_map: Keys | None = None
 
 
 def report(
@@ -56,12 +60,14 @@ def report(
         The folder written to; files of a former report there are overwritten.
 
     Raises:
-        ConfigurationError: a path, a run directory or the target is at fault; nothing is written.
+        ConfigurationError: a path, a run directory, the target or the heat map is at fault; nothing is written.
     """
     options = options or Options()
     found = gather(paths, target, options.budget_bytes)
     folder = out if out is not None else _common_parent(paths)
-    figures = _figures(found, options)
+    grid = grid_of(found, options.heat_map) if options.heat_map else None
+    found = replace(found, notes=[*found.notes, *(grid.notes if grid else ())])
+    figures = _figures(found, options.against, grid)
     contents = {f"{name}.{kind}": render(figure, kind) for name, (figure, _) in figures.items() for kind in KINDS}
     texts = {
         "report.md": markdown(found, {f"{name}.png": words for name, (_, words) in figures.items()}),
@@ -69,20 +75,28 @@ def report(
         "report.csv": csv_text(found),
         "report_curves.csv": curves_csv(found.curves, found.bands, found.metric),
     }
+    if grid:
+        texts["report_heat_map.csv"] = grid_csv(grid, found.metric)
     contents |= {name: text.encode() for name, text in texts.items()}
     write_files(folder, contents)
     _print(console, found, folder, contents)
     return folder
 
 
-def _figures(found: Findings, options: Options) -> dict[str, tuple["Figure", str]]:
+def _figures(found: Findings, against: str, grid: Grid | None) -> dict[str, tuple["Figure", str]]:
     """The figures by name, each with what it shows in words."""
     seeds = [len(curve.runs) for curve in found.curves]
-    curves = draw(found.bands, found.metric, found.goal, seeds, options.against)
-    figures = {"report": (curves, f"{found.metric} against {AGAINST[options.against].words}")}
+    curves = draw(found.bands, found.metric, found.goal, seeds, against)
+    figures = {"report": (curves, f"{found.metric} against {AGAINST[against].words}")}
     if found.goal is not None:
         bars = draw_target(found.rows, found.metric, found.goal)
         figures["report_target"] = (bars, f"bytes to {found.metric} {target_title(found.metric, found.goal)}")
+    if grid:
+        keys = " and ".join(grid.keys)
+        heat_map = draw_heat_map(grid, found.metric, found.higher)
+        figures["report_heat_map"] = (heat_map, f"final {found.metric} by {keys}")
+        pareto = draw_pareto(grid, found.metric)
+        figures["report_pareto"] = (pareto, f"final {found.metric} against uploaded bytes, and its Pareto front")
     return figures
 
 

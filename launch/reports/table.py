@@ -69,14 +69,15 @@ def share_reached(row: Row) -> str:
     return "not reached" if not row.reached else f"not reached (only {row.reached} of {len(row.seeds)} seeds)"
 
 
-def _value(value: float, metric: str) -> str:
+def value_text(value: float, metric: str) -> str:
+    """A value of the metric as it is shown, without its unit."""
     if not np.isfinite(value):
         return "–"
     return f"{100 * value:.1f}" if is_fraction(metric) else f"{value:#.3g}".rstrip(".")
 
 
 def _spread(spread: Spread, metric: str) -> str:
-    mean, low, high = (_value(value, metric) for value in (spread.mean, spread.low, spread.high))
+    mean, low, high = (value_text(value, metric) for value in (spread.mean, spread.low, spread.high))
     return mean if low == high else f"{mean} ({low}–{high})"
 
 

@@ -1,0 +1,123 @@
+"""The figures of a grid: its heat map, and the Pareto front of metric against upload. FLASC, Figure 6."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from launch.reports.canvas import COLOURS, LINES, MARKERS, byte_unit, canvas, factor, log_axis, metric_title
+from launch.reports.grid import Grid
+from launch.reports.table import megabytes, value_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW, MARGIN = 0.62, 1.5  # inches: of a cell, and of what stands above and below
+ABSENT, OUTLINE, FRONT = "#eeeeee", "#D55E00", "#b5b5b5"
+
+
+def draw_heat_map(grid: Grid, metric: str, higher: bool) -> "Figure":
+    """Draws the final metric, mean over seeds, as a colour for each cell, with the upload beneath its value.
+
+    Args:
+        grid: what to draw.
+        metric: by name.
+        higher: whether more of it is better; better is brighter.
+
+    Returns:
+        A figure that belongs to no window and no global state.
+    """
+    values = np.full((len(grid.up), len(grid.across)), np.nan)  # rows up, columns across
+    for (across, up), row in grid.cells.items():
+        values[grid.up.index(up), grid.across.index(across)] = factor(metric) * row.final.mean
+    unit, scale = byte_unit(max(row.upload_bytes for row in grid.cells.values()))
+    with canvas(1, MARGIN + ROW * len(grid.up)) as (figure, (panel,)):
+        panel.set_facecolor(ABSENT)
+        image = panel.imshow(values, cmap="cividis" if higher else "cividis_r", origin="lower", aspect="auto")
+        bar = figure.colorbar(image, ax=panel, pad=0.015)
+        bar.set_label(f"Final {metric_title(metric).lower()}")
+        bar.outline.set_visible(False)
+        for at, row in grid.cells.items():
+            place = grid.across.index(at[0]), grid.up.index(at[1])
+            bright = sum(image.cmap(image.norm(values[place[::-1]]))[:3]) > 1.5
+            text = f"{value_text(row.final.mean, metric)}\n{megabytes(row.upload_bytes, scale)} {unit}"
+            panel.text(*place, text, ha="center", va="center", fontsize=11, color="black" if bright else "white")
+        _outline(panel, grid)
+        panel.set_xticks(range(len(grid.across)), [f"{value:g}" for value in grid.across])
+        panel.set_yticks(range(len(grid.up)), [f"{value:g}" for value in grid.up])
+        panel.set_xlabel(grid.keys[0])
+        panel.set_ylabel(grid.keys[1])
+        panel.tick_params(length=0)
+        figure.suptitle(f"Final {metric} and upload; outlined: the Pareto front of both", fontsize=12, color="#444444")
+    return figure
+
+
+def _outline(panel: "Axes", grid: Grid) -> None:
+    from matplotlib.patches import Rectangle
+
+    for across, up in sorted(grid.front):
+        corner = grid.across.index(across) - 0.47, grid.up.index(up) - 0.46
+        panel.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=OUTLINE, linewidth=2.5))
+
+
+def draw_pareto(grid: Grid, metric: str) -> "Figure":
+    """Draws the final metric against upload: a line for each value of the first key, and the front beneath them all.
+
+    Args:
+        grid: what to draw.
+        metric: by name.
+
+    Returns:
+        A figure that belongs to no window and no global state.
+    """
+    uploads = [row.upload_bytes for row in grid.cells.values()]
+    unit, scale = byte_unit(max(uploads))
+    with canvas(1) as (figure, (panel,)):
+        for index, across in enumerate(grid.across):
+            _draw_line(panel, grid, across, (scale, factor(metric)), index)
+        _draw_front(panel, grid, (scale, factor(metric)))
+        panel.grid(True, which="major")
+        panel.margins(x=0.09)  # room for the words of the first point
+        if min(uploads) > 0:
+            log_axis(panel)
+        panel.set_xlabel(f"Uploaded by all clients ({unit}{', log scale' if min(uploads) > 0 else ''})")
+        panel.set_ylabel(f"Final {metric_title(metric).lower()}")
+        legend = figure.legend(loc="outside right center", frameon=False, handlelength=3.4)
+        legend.set_title(f"{grid.keys[0]};\nnumbers at the front:\n{grid.keys[1]}")
+        legend.get_title().set(fontsize=10)
+    return figure
+
+
+def _draw_front(panel: "Axes", grid: Grid, scales: tuple[float, float]) -> None:
+    """The best for each upload, as steps beneath the lines, with the second key's values above its points."""
+    from matplotlib.patheffects import withStroke
+
+    best = sorted(
+        (grid.cells[at].upload_bytes / scales[0], scales[1] * grid.cells[at].final.mean, at) for at in grid.front
+    )
+    steps = [[point[axis] for point in best] for axis in (0, 1)]
+    panel.plot(*steps, label="Pareto front", color=FRONT, linewidth=6, alpha=0.6, drawstyle="steps-post", zorder=1)
+    for upload, value, at in best:
+        text = panel.annotate(f"{at[1]:g}", (upload, value), (-5, 5), textcoords="offset points", ha="right", zorder=5)
+        text.set(fontsize=10, color="#222222", path_effects=[withStroke(linewidth=3, foreground="white")])
+
+
+def _draw_line(panel: "Axes", grid: Grid, across: float, scales: tuple[float, float], index: int) -> None:
+    """One value of the first key, over rising upload, with a thin line from the smallest to the largest seed."""
+    rows = sorted((row for at, row in grid.cells.items() if at[0] == across), key=lambda row: row.upload_bytes)
+    uploads = np.array([row.upload_bytes for row in rows]) / scales[0]
+    spreads = [(row.final.mean, row.final.low, row.final.high) for row in rows]
+    mean, low, high = (scales[1] * np.array(part) for part in zip(*spreads, strict=True))
+    colour = COLOURS[index % len(COLOURS)]
+    panel.vlines(uploads, low, high, color=colour, linewidth=1, alpha=0.5)
+    panel.plot(
+        uploads,
+        mean,
+        label=f"{across:g}",
+        color=colour,
+        linestyle=LINES[index % len(LINES)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=7,
+        markeredgecolor="white",
+        linewidth=1.5,
+    )
