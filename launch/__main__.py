@@ -18,7 +18,7 @@ COMMANDS = {
     "sweep": ("launch.sweep", "run a grid, a list, seeds, over any key; one table at the end"),
     "search": ("launch.search", "FLASC-Search: tune rank and density, and count what that uploads"),
     "demo": ("launch.demo", "compare LoRA and FLASC on handwritten digits, with table and figure"),
-    "report": ("launch.report", "table and figure of finished runs: accuracy against uploaded bytes"),
+    "report": ("launch.report", "tables and figures of finished runs: accuracy against uploaded bytes"),
     "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),
     "partition": ("launch.partition", "make a partition, or load one: describe and draw who holds which labels"),
     "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets"),

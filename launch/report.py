@@ -41,6 +41,7 @@ def read_arguments(argv: Sequence[str]) -> Namespace:
         help="two numeric settings, as method.lora_rank method.upload_density: the final metric by both, and its "
         "Pareto front against upload",
     )
+    parser.add_argument("--html", action="store_true", help="also one page that needs nothing beside it, report.html")
     parser.add_argument("--out", type=Path, help="where to write; default: the runs' common parent")
     arguments = parser.parse_args(argv)
     arguments.target = None if arguments.target is None else parse_target(arguments.target)
@@ -53,5 +54,5 @@ def write(arguments: Namespace, console: Console) -> None:
     """Writes what `read_arguments` read."""
     budget_bytes = None if arguments.budget is None else arguments.budget * 1e6
     keys = tuple(arguments.heat_map) if arguments.heat_map else None
-    options = Options(budget_bytes=budget_bytes, against=arguments.against, heat_map=keys)
+    options = Options(budget_bytes=budget_bytes, against=arguments.against, heat_map=keys, html=arguments.html)
     report(arguments.runs, arguments.target, arguments.out, console, options)

@@ -1,6 +1,6 @@
 """The figures of a grid: its heat map, and the Pareto front of metric against upload. FLASC, Figure 6."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,13 +33,15 @@ def draw_heat_map(grid: Grid, metric: str, higher: bool) -> "Figure":
     unit, scale = byte_unit(max(row.upload_bytes for row in grid.cells.values()))
     with canvas(1, MARGIN + ROW * len(grid.up)) as (figure, (panel,)):
         panel.set_facecolor(ABSENT)
-        image = panel.imshow(values, cmap="cividis" if higher else "cividis_r", origin="lower", aspect="auto")
-        bar = figure.colorbar(image, ax=panel, pad=0.015)
+        edges = [np.arange(count + 1) - 0.5 for count in (len(grid.across), len(grid.up))]
+        style: dict[str, Any] = {"cmap": "cividis" if higher else "cividis_r", "edgecolors": "white", "linewidth": 1.5}
+        mesh = panel.pcolormesh(*edges, np.ma.masked_invalid(values), **style)
+        bar = figure.colorbar(mesh, ax=panel, pad=0.015)
         bar.set_label(f"Final {metric_title(metric).lower()}")
         bar.outline.set_visible(False)
         for at, row in grid.cells.items():
             place = grid.across.index(at[0]), grid.up.index(at[1])
-            bright = sum(image.cmap(image.norm(values[place[::-1]]))[:3]) > 1.5
+            bright = sum(mesh.cmap(mesh.norm(values[place[::-1]]))[:3]) > 1.5
             text = f"{value_text(row.final.mean, metric)}\n{megabytes(row.upload_bytes, scale)} {unit}"
             panel.text(*place, text, ha="center", va="center", fontsize=11, color="black" if bright else "white")
         _outline(panel, grid)
@@ -60,12 +62,13 @@ def _outline(panel: "Axes", grid: Grid) -> None:
         panel.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=OUTLINE, linewidth=2.5))
 
 
-def draw_pareto(grid: Grid, metric: str) -> "Figure":
+def draw_pareto(grid: Grid, metric: str, higher: bool) -> "Figure":
     """Draws the final metric against upload: a line for each value of the first key, and the front beneath them all.
 
     Args:
         grid: what to draw.
         metric: by name.
+        higher: whether more of it is better; the words stand on the side of what nobody reaches.
 
     Returns:
         A figure that belongs to no window and no global state.
@@ -75,7 +78,7 @@ def draw_pareto(grid: Grid, metric: str) -> "Figure":
     with canvas(1) as (figure, (panel,)):
         for index, across in enumerate(grid.across):
             _draw_line(panel, grid, across, (scale, factor(metric)), index)
-        _draw_front(panel, grid, (scale, factor(metric)))
+        _draw_front(panel, grid, (scale, factor(metric)), higher)
         panel.grid(True, which="major")
         panel.margins(x=0.09)  # room for the words of the first point
         if min(uploads) > 0:
@@ -88,8 +91,8 @@ def draw_pareto(grid: Grid, metric: str) -> "Figure":
     return figure
 
 
-def _draw_front(panel: "Axes", grid: Grid, scales: tuple[float, float]) -> None:
-    """The best for each upload, as steps beneath the lines, with the second key's values above its points."""
+def _draw_front(panel: "Axes", grid: Grid, scales: tuple[float, float], higher: bool) -> None:
+    """The best for each upload, as steps beneath the lines, with the second key's values beside its points."""
     from matplotlib.patheffects import withStroke
 
     best = sorted(
@@ -97,8 +100,9 @@ def _draw_front(panel: "Axes", grid: Grid, scales: tuple[float, float]) -> None:
     )
     steps = [[point[axis] for point in best] for axis in (0, 1)]
     panel.plot(*steps, label="Pareto front", color=FRONT, linewidth=6, alpha=0.6, drawstyle="steps-post", zorder=1)
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom" if higher else "top"}
     for upload, value, at in best:
-        text = panel.annotate(f"{at[1]:g}", (upload, value), (-5, 5), textcoords="offset points", ha="right", zorder=5)
+        text = panel.annotate(f"{at[1]:g}", (upload, value), (-5, 4 if higher else -4), zorder=5, **place)
         text.set(fontsize=10, color="#222222", path_effects=[withStroke(linewidth=3, foreground="white")])
 
 

@@ -20,6 +20,7 @@ from launch.reports.findings import Findings, Target, gather
 from launch.reports.grid import Grid, Keys, grid_csv, grid_of
 from launch.reports.grid_figures import draw_heat_map, draw_pareto
 from launch.reports.latex import latex
+from launch.reports.page import page
 from launch.reports.table import csv_text, markdown, meaning, table_cells, target_title
 from launch.reports.target_figure import draw_target
 
@@ -37,11 +38,13 @@ class Options:
         budget_bytes: uploads of a run; the table then tells the metric when they are spent.
         against: what the curves are drawn against, one of AGAINST.
         heat_map: two numeric settings; the final metric is drawn over both.
+        html: whether a page holds it all, too.
     """
 
     budget_bytes: float | None = None
     against: str = "upload"
     heat_map: Keys | None = None
+    html: bool = False
 
 
 def report(
@@ -67,6 +70,14 @@ def report(
     folder = out if out is not None else _common_parent(paths)
     grid = grid_of(found, options.heat_map) if options.heat_map else None
     found = replace(found, notes=[*found.notes, *(grid.notes if grid else ())])
+    contents = _contents(found, options, grid)
+    write_files(folder, contents)
+    _print(console, found, folder, contents)
+    return folder
+
+
+def _contents(found: Findings, options: Options, grid: Grid | None) -> dict[str, bytes]:
+    """The files by name."""
     figures = _figures(found, options.against, grid)
     contents = {f"{name}.{kind}": render(figure, kind) for name, (figure, _) in figures.items() for kind in KINDS}
     texts = {
@@ -77,10 +88,10 @@ def report(
     }
     if grid:
         texts["report_heat_map.csv"] = grid_csv(grid, found.metric)
-    contents |= {name: text.encode() for name, text in texts.items()}
-    write_files(folder, contents)
-    _print(console, found, folder, contents)
-    return folder
+    if options.html:
+        drawings = {name: (contents[f"{name}.svg"], words) for name, (_, words) in figures.items()}
+        texts["report.html"] = page(found, drawings)
+    return contents | {name: text.encode() for name, text in texts.items()}
 
 
 def _figures(found: Findings, against: str, grid: Grid | None) -> dict[str, tuple["Figure", str]]:
@@ -95,7 +106,7 @@ def _figures(found: Findings, against: str, grid: Grid | None) -> dict[str, tupl
         keys = " and ".join(grid.keys)
         heat_map = draw_heat_map(grid, found.metric, found.higher)
         figures["report_heat_map"] = (heat_map, f"final {found.metric} by {keys}")
-        pareto = draw_pareto(grid, found.metric)
+        pareto = draw_pareto(grid, found.metric, found.higher)
         figures["report_pareto"] = (pareto, f"final {found.metric} against uploaded bytes, and its Pareto front")
     return figures
 

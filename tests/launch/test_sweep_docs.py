@@ -9,6 +9,7 @@ import yaml
 
 from launch.__main__ import main
 from launch.configuration import read_settings
+from launch.report import read_arguments
 from launch.search import read_options
 from launch.sweeps.definition import sweep_of
 
@@ -23,7 +24,7 @@ COMMANDS = [
 
 def test_there_are_some() -> None:
     assert len(FILES) == 2
-    assert {command[1] for command in COMMANDS} == {"sweep", "search"}
+    assert {command[1] for command in COMMANDS} == {"sweep", "search", "report"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "sweep" and "--optuna" not in c], ids=" ".join)
@@ -48,3 +49,8 @@ def test_searches_can_be_run(command: list[str]) -> None:
 def test_the_space_is_one() -> None:
     sweep = sweep_of(yaml.safe_load(FILES[1]))
     assert {*sweep.space} == {"method.lora_rank", "client.lr", "client.local_epochs"}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "report"], ids=" ".join)
+def test_reports_can_be_made(command: list[str]) -> None:
+    read_arguments(command[2:])

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +20,11 @@ from launch.drills.background import background
 
 pytest.importorskip("playwright", reason="no playwright here: pip install -c constraints.txt -e '.[test]'")
 
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 
-NO_CHROMIUM = "no Chromium here: apt-get install chromium, or python -m playwright install chromium"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LOOPBACK_ONLY = ("--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-PATIENCE_SECONDS = 60
-"""How long a page may take on a loaded machine; a few seconds are usual."""
+from tests.launch.chromium import PATIENCE_SECONDS, browser
+
+__all__ = ["browser"]
 
 CURVES = {
     "eval/accuracy": ("flasc", "round", "accuracy"),
@@ -48,20 +45,6 @@ def settled(read: Callable[[], T], done: Callable[[T], bool]) -> T:
     while not done(found := read()) and time.monotonic() < end:
         time.sleep(0.2)
     return found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Playwright's own Chromium, or the machine's; no other host than this one can be reached from it."""
-    with sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        path = own if Path(own).exists() else next(filter(None, map(shutil.which, CHROMIUM)), None)
-        if path is None:
-            pytest.skip(NO_CHROMIUM)
-        with playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", *LOOPBACK_ONLY], timeout=1000 * PATIENCE_SECONDS
-        ) as browser:
-            yield browser
 
 
 @pytest.fixture(scope="module")
