@@ -23,7 +23,7 @@ def check_report(options: Mapping[str, Any], out: Path) -> None:
     Raises:
         ConfigurationError: there are some.
     """
-    read_arguments([*_as_options(options), str(out)])
+    read_arguments([*_as_options(options), "--", str(out)])
 
 
 def conclude(outcomes: Sequence[Outcome], options: Mapping[str, Any], out: Path, console: Console) -> int:
@@ -42,7 +42,8 @@ def conclude(outcomes: Sequence[Outcome], options: Mapping[str, Any], out: Path,
     folders = [outcome.run.folder for outcome in outcomes if not outcome.failure]
     if folders:  # one that failed is named in the report, too, where it left a directory
         begun = [o.run.folder for o in outcomes if o.failure and (o.run.folder / "config.yaml").exists()]
-        write(read_arguments([*_as_options(options), f"--out={out}", *map(str, [*folders, *begun])]), console)
+        arguments = [*_as_options(options), f"--out={out}", "--", *map(str, [*folders, *begun])]
+        write(read_arguments(arguments), console)
     return tell_failures(outcomes, console, "; the same command tries them again")
 
 
@@ -73,7 +74,7 @@ def _as_options(options: Mapping[str, Any]) -> list[str]:
         if value is True:
             given.append(f"--{name}")
         elif isinstance(value, list):
-            given += [f"--{name}", *map(str, value), "--"]
+            given += [f"--{name}", *map(str, value)]
         elif value is not False and value is not None:
             given.append(f"--{name}={value}")
     return given

@@ -236,6 +236,16 @@ def test_a_sweep_runs_reports_and_keeps_what_is_finished(here: Path, capsys: pyt
     assert "rounds was 3 and is 2" in capsys.readouterr().err
 
 
+def test_a_sweep_draws_the_report_that_its_file_asks_for(here: Path) -> None:
+    """A list of values and a flag among the options, and the runs' directories after them."""
+    text = "base: digits\ngrid: {method.lora_rank: [1, 2], method.upload_density: [0.5, 1.0]}\nkeys: {method: FLASC}\n"
+    report = "report: {heat_map: [method.lora_rank, method.upload_density], html: true, against: total}\n"
+    (here / "grid.yaml").write_text(text + report)
+    assert main(["sweep", "--config", "grid.yaml", "--out", "out", "--", *TINY]) == 0
+    assert (here / "out" / "report_heat_map.csv").read_text().count("\n") == 5
+    assert "accuracy against uploaded and downloaded bytes" in (here / "out" / "report.html").read_text()
+
+
 def test_a_sweep_that_was_stopped_goes_on_to_the_same_bits(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped = []
 
