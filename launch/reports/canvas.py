@@ -26,6 +26,7 @@ STYLE = {
     "grid.color": "#e3e3e3",
     "grid.linewidth": 0.8,
     "svg.hashsalt": "fedsim",
+    "text.parse_math": False,  # a dollar in a name is a dollar
 }
 
 

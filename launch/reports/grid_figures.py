@@ -4,7 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from launch.reports.canvas import COLOURS, LINES, MARKERS, byte_unit, canvas, factor, log_axis, metric_title
+from launch.reports.canvas import (
+    COLOURS,
+    HEIGHT,
+    LEGEND_ROW,
+    LINES,
+    MARKERS,
+    byte_unit,
+    canvas,
+    factor,
+    log_axis,
+    metric_title,
+)
 from launch.reports.grid import Grid
 from launch.reports.table import megabytes, value_text
 
@@ -13,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW, MARGIN = 0.62, 1.5  # inches: of a cell, and of what stands above and below
+MOST_WORDS = 16
+"""Points of a front beside which there is room for words."""
 ABSENT, OUTLINE, FRONT = "#eeeeee", "#D55E00", "#b5b5b5"
 
 
@@ -39,11 +52,12 @@ def draw_heat_map(grid: Grid, metric: str, higher: bool) -> "Figure":
         bar = figure.colorbar(mesh, ax=panel, pad=0.015)
         bar.set_label(f"Final {metric_title(metric).lower()}")
         bar.outline.set_visible(False)
+        size = min(11.0, 110 / len(grid.across))  # points; what fits into a cell
         for at, row in grid.cells.items():
             place = grid.across.index(at[0]), grid.up.index(at[1])
             bright = sum(mesh.cmap(mesh.norm(values[place[::-1]]))[:3]) > 1.5
             text = f"{value_text(row.final.mean, metric)}\n{megabytes(row.upload_bytes, scale)} {unit}"
-            panel.text(*place, text, ha="center", va="center", fontsize=11, color="black" if bright else "white")
+            panel.text(*place, text, ha="center", va="center", fontsize=size, color="black" if bright else "white")
         _outline(panel, grid)
         panel.set_xticks(range(len(grid.across)), [f"{value:g}" for value in grid.across])
         panel.set_yticks(range(len(grid.up)), [f"{value:g}" for value in grid.up])
@@ -57,9 +71,10 @@ def draw_heat_map(grid: Grid, metric: str, higher: bool) -> "Figure":
 def _outline(panel: "Axes", grid: Grid) -> None:
     from matplotlib.patches import Rectangle
 
+    width = min(2.5, 25 / len(grid.across))
     for across, up in sorted(grid.front):
         corner = grid.across.index(across) - 0.47, grid.up.index(up) - 0.46
-        panel.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=OUTLINE, linewidth=2.5))
+        panel.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor=OUTLINE, linewidth=width))
 
 
 def draw_pareto(grid: Grid, metric: str, higher: bool) -> "Figure":
@@ -75,7 +90,7 @@ def draw_pareto(grid: Grid, metric: str, higher: bool) -> "Figure":
     """
     uploads = [row.upload_bytes for row in grid.cells.values()]
     unit, scale = byte_unit(max(uploads))
-    with canvas(1) as (figure, (panel,)):
+    with canvas(1, max(HEIGHT, MARGIN + LEGEND_ROW * len(grid.across))) as (figure, (panel,)):
         for index, across in enumerate(grid.across):
             _draw_line(panel, grid, across, (scale, factor(metric)), index)
         _draw_front(panel, grid, (scale, factor(metric)), higher)
@@ -86,7 +101,8 @@ def draw_pareto(grid: Grid, metric: str, higher: bool) -> "Figure":
         panel.set_xlabel(f"Uploaded by all clients ({unit}{', log scale' if min(uploads) > 0 else ''})")
         panel.set_ylabel(f"Final {metric_title(metric).lower()}")
         legend = figure.legend(loc="outside right center", frameon=False, handlelength=3.4)
-        legend.set_title(f"{grid.keys[0]};\nnumbers at the front:\n{grid.keys[1]}")
+        words = f";\nnumbers at the front:\n{grid.keys[1]}" if len(grid.front) <= MOST_WORDS else ""
+        legend.set_title(grid.keys[0] + words)
         legend.get_title().set(fontsize=10)
     return figure
 
@@ -101,7 +117,7 @@ def _draw_front(panel: "Axes", grid: Grid, scales: tuple[float, float], higher: 
     steps = [[point[axis] for point in best] for axis in (0, 1)]
     panel.plot(*steps, label="Pareto front", color=FRONT, linewidth=6, alpha=0.6, drawstyle="steps-post", zorder=1)
     place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "bottom" if higher else "top"}
-    for upload, value, at in best:
+    for upload, value, at in best if len(best) <= MOST_WORDS else ():
         text = panel.annotate(f"{at[1]:g}", (upload, value), (-5, 4 if higher else -4), zorder=5, **place)
         text.set(fontsize=10, color="#222222", path_effects=[withStroke(linewidth=3, foreground="white")])
 

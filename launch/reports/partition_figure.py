@@ -45,7 +45,7 @@ def draw_partition(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE | {"text.parse_math": False}):  # a dollar in a label's name is a dollar
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle("\n".join(_shortened(line, 2 * NAME_CHARACTERS + 60) for line in title), fontsize=13)

@@ -1,6 +1,7 @@
 """The bars of a report: how many bytes each run needs to its target. FLASC, Figure 4."""
 
 from collections.abc import Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from launch.reports.canvas import COLOURS, byte_unit, canvas
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BAR, MARGIN = 0.36, 1.3  # inches: a bar with its gap, and what stands above and below
+BAR, LINE, MARGIN = 0.36, 0.19, 1.3  # inches: a bar with its gap, a line of its label, and what stands above and below
+LABEL = 36  # characters
 TITLES = ("Uploaded by all clients", "Downloaded by all clients")
 
 
@@ -29,13 +31,15 @@ def draw_target(rows: Sequence[Row], metric: str, goal: float) -> "Figure":
     Returns:
         A figure that belongs to no window and no global state.
     """
-    with canvas(2, MARGIN + BAR * len(rows), share=True) as (figure, panels):
+    labels = [fill(row.label, LABEL) for row in rows]
+    lines = max(label.count("\n") + 1 for label in labels)
+    with canvas(2, MARGIN + max(BAR, LINE * (lines + 0.5)) * len(rows), share=True) as (figure, panels):
         figure.suptitle(f"Bytes to {metric} {target_title(metric, goal)}", fontsize=13)
         for panel, title, needs in zip(
             panels, TITLES, ([row.to_target for row in rows], [row.download_to_target for row in rows]), strict=True
         ):
             _draw_bars(panel, rows, needs, title)
-        panels[0].set_yticks(range(len(rows)), [row.label for row in rows])
+        panels[0].set_yticks(range(len(rows)), labels, fontsize=11)
         panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 

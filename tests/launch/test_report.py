@@ -316,6 +316,21 @@ def test_bars_of_a_target_that_nobody_reaches_are_words_alone(three_seeds: Path)
     assert not up.patches
 
 
+def test_labels_of_bars_are_whole_however_long(tmp_path: Path) -> None:
+    """Two of them may differ at their ends alone."""
+    names = [f"FLASC of a name that is longer than the room beside its bar, and differs at its end {i}" for i in (1, 2)]
+    for name in names:
+        write_run(tmp_path / name[-1], name, [0.1, 0.9])
+    panel = draw_target(gather([tmp_path], ("accuracy", 0.8), None).rows, "accuracy", 0.8).axes[0]
+    assert [" ".join(label.get_text().split()) for label in panel.get_yticklabels()] == names
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_name_with_dollars_is_no_formula(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", r"LoRA $\nothing{$ 5", [0.1, 0.9])
+    report([tmp_path], ("accuracy", 0.8), None, quiet())
+
+
 def test_two_curves_never_look_alike() -> None:
     looks = {(i % len(COLOURS), i % len(MARKERS), i % len(LINES)) for i in range(60)}
     assert len(looks) == 60
