@@ -114,3 +114,4 @@ def test_escapes() -> None:
     assert escaped(r"a_b {50 %} $5 #1 x^2 \n ~") == (
         r"a\_b \{50 \%\} \$5 \#1 x\textasciicircum{}2 \textbackslash{}n \textasciitilde{}"
     )
+    assert escaped("<0.001 | 1–2") == r"\textless{}0.001 \textbar{} 1--2"
