@@ -27,7 +27,7 @@ RUN = {
     r"python3 -m venv \.venv|pip install -c constraints.txt -e \.": "make in .ci/run",
     r"fedsim run .*my_extension\..*|torchrun .* runs/mine/config.yaml .*": "tests/test_extend.py",
     r"fedsim (run|report|export) .*\bruns/(first|second|again)\b.*|head .* runs/first/ledger.csv": "here",
-    r"fedsim list": "here",
+    r"fedsim list( sweeps)?": "here, and tests/launch/test_listing.py",
     r"fedsim run --print_config": "here",
     r"fedsim submit .*--dry_run .*": "here",
 }

@@ -24,7 +24,7 @@ COMMANDS = [
 
 def test_there_are_some() -> None:
     assert len(FILES) == 2
-    assert {command[1] for command in COMMANDS} == {"sweep", "search", "report"}
+    assert {command[1] for command in COMMANDS} == {"sweep", "search", "report", "list"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "sweep" and "--optuna" not in c], ids=" ".join)
