@@ -15,13 +15,14 @@ from data_partitions.holding_out import hold_out
 from data_partitions.partition import Partition
 from fedsim.arrangement import Arrangement
 from fedsim.backbone import load_backbone
-from fedsim.client import ClientModule
+from fedsim.client import ClientModule, Trainer
 from fedsim.client_evaluation import ClientEvaluator
 from fedsim.data import Examples
 from fedsim.errors import ConfigurationError
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
 from fedsim.frozen import FrozenBackbone
+from fedsim.method import Method
 from fedsim.optimizers import SGD, AdamW, LocalOptimizer
 from fedsim.options import ClientOptions
 from fedsim.pack_choice import busiest_workloads
@@ -86,11 +87,7 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
     task = task_of(data)
     train, test = (Examples(data, columns, fabric.device, parameters.vector.dtype) for columns in (seen, data.test))
     try_one_example(settings, model, task, train, test, fabric)
-    if settings.client.checkpoint_activations:
-        checkpoint_activations(model)
-    if settings.client.cache_features:
-        require_the_same_examples(data)
-        train, test = cache_features(model, parameters, task, (train, test), EVALUATION_BATCH, fabric.autocast, workers)
+    train, test = _with_activations(settings.client, data, model, parameters, task, (train, test), fabric, workers)
     module = _module(settings.client, model, task).to(fabric.device)
     module.fabric = fabric
     training, held_out = _hold_out(settings, partition, data.task)
@@ -106,9 +103,7 @@ def build(settings: Settings, fabric: Fabric, workers: Workers) -> Built:
         penalty=all_penalties(settings.method.penalty(), arranged.client.proximal_mu),
         autocast=fabric.autocast,
     )
-    workloads = partial(busiest_workloads, arranged.population, arranged.client, arranged.run, workers.count)
-    stages = [settings.method.segments(round) for round in (1, arranged.run.rounds)]
-    trainer, pack, note = make_trainer(parts, stages, workloads, workers)
+    trainer, pack, note = _trainer(settings.method, arranged, parts, workers)
     of_train, of_test = (
         Evaluator(model, parameters, task, examples, _evaluation_batch(task, examples, vocabulary), fabric.autocast)
         for examples in (train, test)
@@ -144,6 +139,32 @@ def _adapted(settings: Settings, data: FederatedData, device: torch.device) -> t
     parameters = FlatParameters(model)
     settings.method.check(parameters.layout)
     return model, parameters, vocabulary
+
+
+def _with_activations(
+    options: ClientOptions,
+    data: FederatedData,
+    model: nn.Module,
+    parameters: FlatParameters,
+    task: Task,
+    splits: tuple[Examples, Examples],
+    fabric: Fabric,
+    workers: Workers,
+) -> tuple[Examples, Examples]:
+    """Has the backbone forget its activations, or keep what a head reads of both splits, where that was asked for."""
+    if options.checkpoint_activations:
+        checkpoint_activations(model)
+    if not options.cache_features:
+        return splits
+    require_the_same_examples(data)
+    return cache_features(model, parameters, task, splits, EVALUATION_BATCH, fabric.autocast, workers)
+
+
+def _trainer(method: Method, arranged: Arrangement, parts: Parts, workers: Workers) -> tuple[Trainer, int, str]:
+    """Makes the trainer for the busiest rounds and for the run's first and last stage."""
+    workloads = partial(busiest_workloads, arranged.population, arranged.client, arranged.run, workers.count)
+    stages = [method.segments(round) for round in (1, arranged.run.rounds)]
+    return make_trainer(parts, stages, workloads, workers)
 
 
 def _lengths(options: ClientOptions, train: Examples) -> np.ndarray | None:
