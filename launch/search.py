@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,20 +14,12 @@ from launch.arguments import Arguments
 from launch.configuration import Settings, read_settings
 from launch.reports.canvas import render
 from launch.reports.files import write_files
-from launch.sweeps.flasc_search import (
-    GRIDS,
-    Configuration,
-    Standing,
-    check_space,
-    conduct,
-    flasc_search,
-    grid,
-    halve,
-    reachable,
-    rungs,
-)
+from launch.sweeps.definition import Sweep, read_sweep
+from launch.sweeps.flasc_search import Standing, conduct, flasc_search, halve, reachable, rungs
+from launch.sweeps.plan import shared_arguments, shown
 from launch.sweeps.search_results import SEARCH, Step, csv_text, describe, draw_search, saved_bytes, steps_of
-from launch.sweeps.trials import Measure, Trials, plan_trials
+from launch.sweeps.search_space import GRIDS, Configuration, SearchSpace
+from launch.sweeps.trials import Measure, Trials, holding_out, plan_trials
 
 _DESCRIPTION = (
     "Tunes FLASC's density on the two lowest ranks, then its rank (FLASC-Search). What is chosen by are examples that "
@@ -39,16 +32,48 @@ def main(argv: Sequence[str]) -> int:
     """Searches, and tells what was chosen and what that cost."""
     at = list(argv).index("--") if "--" in argv else len(argv)
     options, common = read_options(argv[:at]), list(argv[at + 1 :])
-    settings = read_settings(common)
-    grids = {name: grid(name, options.ranks, options.densities, options.lth_densities) for name in options.against}
-    candidates = [*reachable(options.ranks, options.densities), *(one for found in grids.values() for one in found)]
-    runs = plan_trials(candidates, common, settings, options.seeds, options.out)
-    console = Console()
-    trials = Trials(runs, settings.run.rounds, options.jobs, console, options.debug)
+    sweep = read_sweep(options.config) if options.config else Sweep()
+    if options.config and not sweep.search:
+        raise ConfigurationError(f"--config {options.config} has no search: in it; give it to fedsim sweep")
+    given = {entry.name: getattr(options, entry.name) for entry in fields(SearchSpace)}
+    wins = {name: value for name, value in given.items() if value is not None}
+    space = replace(sweep.search or SearchSpace(), **wins)
+    out = options.out or Path("runs") / (Path(options.config).stem if options.config else "search")
+    sweep = replace(sweep, seeds=options.seeds or sweep.seeds)
+    return run_search(sweep, space, common, out, options.jobs, options.dry_run, options.debug)
 
-    attempt = partial(_attempt, trials, settings, options.halving)
+
+def run_search(
+    sweep: Sweep, space: SearchSpace, common: Sequence[str], out: Path, jobs: int, dry_run: bool, debug: bool
+) -> int:
+    """Runs FLASC-Search, and the grids beside it; what is finished stays.
+
+    Args:
+        sweep: with base, keys for all, and seeds.
+        space: what is searched.
+        common: arguments of `fedsim run` for all runs; they win.
+        out: where the runs and the table go.
+        jobs: how many runs at a time.
+        dry_run: show what may come to run, and start nothing.
+        debug: show the traceback of a run that fails.
+
+    Returns:
+        The exit status: 1 where a run failed.
+    """
+    settings = read_settings(shared_arguments(sweep, common))
+    grids = space.grids()
+    candidates = [*reachable(space.ranks, space.densities), *(one for found in grids.values() for one in found)]
+    runs = plan_trials(candidates, sweep, [*common, *holding_out(settings)], out)
+    if dry_run:
+        every = [run for found in runs.values() for run in found]
+        print(f"{shown(every)}{len(every)} runs at most, {sum(run.finished for run in every)} finished")
+        return 0
+    console = Console()
+    trials = Trials(runs, settings.run.rounds, jobs, console, debug)
+
+    attempt = partial(_attempt, trials, settings, space.halving)
     measures: dict[Configuration, Measure] = {}
-    tried = conduct(flasc_search(options.ranks, options.densities), partial(attempt, measures))
+    tried = conduct(flasc_search(space.ranks, space.densities), partial(attempt, measures))
     searches = {SEARCH: steps_of(tried, measures)}
     for name, configurations in grids.items():
         measures = {}  # a grid pays for what the search has run, too
@@ -56,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
         rising = sorted(configurations, key=lambda one: measures[one].upload_bytes)  # from cheap to expensive
         searches[name] = steps_of({one: found[one] for one in rising}, measures)
     seeds = [run.seed for run in next(iter(runs.values()))]
-    return _conclude(searches, trials, seeds, settings.run.rounds, options.out, console)
+    return _conclude(searches, trials, seeds, settings.run.rounds, out, console)
 
 
 def _attempt(
@@ -115,37 +140,35 @@ def _conclude(
 
 
 def read_options(argv: Sequence[str]) -> Namespace:
-    """Reads what stands before the runs' keys.
+    """Reads what stands before the runs' keys; what is not given is None, and the file's or the default.
 
     Raises:
         ConfigurationError: it is no search.
     """
     parser = Arguments("search", _DESCRIPTION)
-    parser.usage = "fedsim search [--ranks 1 2 4 8] [--densities 0.125 0.25 0.5 1] [...] -- [--KEY VALUE ...]"
+    parser.usage = "fedsim search [--config FILE] [--ranks 1 2 4 8] [--densities 0.25 0.5 1] [...] -- [--KEY VALUE ...]"
     add = parser.add_argument
-    add("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="LoRA ranks (default 1 2 4 8 16 32)")
-    add("--densities", type=float, nargs="+", default=[0.125, 0.25, 0.5, 1.0], help="default 0.125 0.25 0.5 1")
+    default = SearchSpace()
+    add("--config", metavar="FILE", help="a search in YAML: base, keys, seeds, search (docs/sweeps.md); options win")
+    add("--ranks", type=int, nargs="+", help=f"LoRA ranks (default {_spaced(default.ranks)})")
+    add("--densities", type=float, nargs="+", help=f"of FLASC (default {_spaced(default.densities)})")
     add("--seeds", type=int, nargs="+", help="a run each of every configuration, which then counts by its mean")
-    add("--against", nargs="+", default=[], choices=GRIDS, help="grid searches to run beside it, of the same ranks")
-    kept = [0.97, 0.98, 0.99]
-    add(
-        "--lth_densities",
-        type=float,
-        nargs="+",
-        default=kept,
-        help=f"kept at each pruning (default {kept}, the paper's)",
-    )
+    add("--against", nargs="+", choices=GRIDS, help="grid searches to run beside it, of the same ranks")
+    kept = f"kept at each pruning (default {_spaced(default.lth_densities)}, the paper's)"
+    add("--lth_densities", type=float, nargs="+", help=kept)
     add("--halving", type=int, metavar="N", help="of those tried at once, one of N goes on (successive halving)")
-    add("--out", type=Path, default=Path("runs/search"), help="where the runs go (default runs/search)")
+    add("--out", type=Path, help="where the runs go (default runs/search, or by the file's name)")
     add("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    add("--dry_run", action="store_true", help="show what may come to run, and start nothing")
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ConfigurationError(
             f"{unknown[0]} is no option of fedsim search (fedsim search --help); a key of all runs stands behind --, "
             "as in fedsim search --ranks 1 2 4 -- --rounds 20"
         )
-    options.ranks, options.densities = sorted({*options.ranks}), sorted({*options.densities})
-    check_space(options.ranks, options.densities, options.lth_densities)
     require("--jobs", options.jobs, options.jobs >= 1, "1 or more")
-    require("--halving", options.halving, options.halving is None or options.halving >= 2, "2 or more")
     return options
+
+
+def _spaced(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)

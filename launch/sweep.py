@@ -1,6 +1,5 @@
 """`fedsim sweep`: a grid, a list, seeds, over any key; what is finished stays, and one table at the end."""
 
-import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,10 +10,11 @@ from rich.console import Console
 from fedsim.errors import ConfigurationError
 from fedsim.options import require
 from launch.arguments import Arguments
+from launch.search import run_search
 from launch.submit import add_resources, check_resources, submit
 from launch.sweeps.array import plan_array, write_tasks
 from launch.sweeps.definition import Sweep, parse_grid, read_sweep
-from launch.sweeps.plan import PlannedRun, plan_runs
+from launch.sweeps.plan import PlannedRun, plan_runs, shown
 from launch.sweeps.results import check_report, conclude, tell_failures, write_csv
 from launch.sweeps.runner import run_all
 
@@ -33,6 +33,10 @@ def main(argv: Sequence[str]) -> int:
     check_report(sweep.report, out)
     if sweep.space or options.optuna:
         return _choose(options, sweep, common, out)
+    if sweep.search:
+        if options.slurm:
+            raise ConfigurationError("--slurm is given, but a search decides as it goes and is no array; leave it out")
+        return run_search(sweep, sweep.search, common, out, options.jobs or 1, options.dry_run, options.debug)
     runs = plan_runs(sweep, common, out)
     left = [run for run in runs if not run.finished]
     if options.slurm:
@@ -50,7 +54,7 @@ def _read_options(argv: Sequence[str]) -> Namespace:
     parser = Arguments("sweep", _DESCRIPTION)
     parser.usage = "fedsim sweep [--config FILE] [--grid KEY=V,V ...] [--seeds 0 1 2] [...] -- [--KEY VALUE ...]"
     add = parser.add_argument
-    add("--config", metavar="FILE", help="a sweep in YAML: base, keys, runs, grid, seeds, report (docs/sweeps.md)")
+    add("--config", metavar="FILE", help="a sweep, or a search, in YAML (docs/sweeps.md)")
     add(
         "--grid",
         nargs="+",
@@ -93,10 +97,7 @@ def _sweep(options: Namespace) -> Sweep:
 
 
 def _show(runs: Sequence[PlannedRun], left: Sequence[PlannedRun]) -> None:
-    for run in runs:
-        state = " (finished)" if run.finished else ""
-        print(f"{run.folder}{state}: fedsim run {shlex.join(run.arguments)}")
-    print(f"{_count(len(runs))}, {len(runs) - len(left)} finished")
+    print(f"{shown(runs)}{_count(len(runs))}, {len(runs) - len(left)} finished")
 
 
 def _choose(options: Namespace, sweep: Sweep, common: Sequence[str], out: Path) -> int:

@@ -11,6 +11,7 @@ import yaml
 from fedsim.errors import ConfigurationError, unknown_name
 from launch.configuration import NOT_PART_OF_A_RUN, flatten
 from launch.registry import PRESETS
+from launch.sweeps.search_space import SearchSpace, space_of
 from launch.yaml_files import NoSettings, parse_yaml, read_yaml
 
 NAME = "name"
@@ -30,6 +31,7 @@ class Sweep:
         report: what `fedsim report` is given at the end, by its options.
         space: what Optuna chooses from instead of a list and a grid: by key a list of values, or low and high with
             log and step where they are wanted.
+        search: what FLASC-Search tries instead of a list and a grid.
     """
 
     base: str | None = None
@@ -39,6 +41,7 @@ class Sweep:
     seeds: Sequence[int] | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
     space: Mapping[str, Any] = field(default_factory=dict)
+    search: SearchSpace | None = None
 
     def __post_init__(self) -> None:
         for key in {key for keys in (self.keys, self.grid, self.space, *self.runs) for key in keys}:
@@ -53,6 +56,10 @@ class Sweep:
         if self.space and (self.grid or self.runs):
             raise ConfigurationError(
                 "space stands beside grid or runs; give a space to Optuna, or the others to a sweep"
+            )
+        if self.search and (self.grid or self.runs or self.space or self.report):
+            raise ConfigurationError(
+                "search stands beside grid, runs, space or report; leave these out, a search has its own runs and table"
             )
         if self.seeds is not None and any("seed" in keys for keys in (self.grid, self.space, *self.runs)):
             raise ConfigurationError("seed stands among a run's keys, and there are seeds; give one of both")
@@ -86,7 +93,8 @@ def sweep_of(found: Mapping[Any, Any]) -> Sweep:
     Raises:
         ConfigurationError: an entry is unknown, or not of its kind.
     """
-    kinds = {"base": str, "keys": dict, "runs": list, "grid": dict, "seeds": list, "report": dict, "space": dict}
+    kinds = {"base": str, "keys": dict, "runs": list, "grid": dict, "seeds": list}
+    kinds |= dict.fromkeys(("report", "space", "search"), dict)
     assert kinds.keys() == {field.name for field in fields(Sweep)}
     for entry, value in found.items():
         if entry not in kinds:
@@ -100,7 +108,8 @@ def sweep_of(found: Mapping[Any, Any]) -> Sweep:
             raise ConfigurationError(f"runs: {run!r} is no run; expected keys with values, as {{method: LoRA}}")
     keyed = {entry: flatten(found[entry]) for entry in ("keys", "grid") if entry in found}
     space = _flatten_space(found.get("space", {}))
-    return Sweep(**{**found, **keyed, "runs": [flatten(run) for run in runs], "space": space})
+    search = space_of(found["search"]) if "search" in found else None
+    return Sweep(**{**found, **keyed, "runs": [flatten(run) for run in runs], "space": space, "search": search})
 
 
 def _flatten_space(space: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,45 +1,13 @@
-"""FLASC-Search and the grids beside it: which configurations are tried, and when. Pure: nothing is run here.
+"""FLASC-Search: which configurations are tried, and when; what halving stops. Pure: nothing is run here.
 
 Kuo et al., "FLASC: Federated LoRA with Sparse Communication", Section 4.2 and Algorithm 2.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
-from fedsim.errors import ConfigurationError
-from fedsim.options import require
-
-DENSITY_KEYS = {"FLASC": "method.upload_density", "SparseAdapter": "method.density", "LoRA": None, "AdapterLTH": None}
-"""The key that a method's density is; LoRA has none, Adapter LTH's is what is left each time."""
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """What is tuned.
-
-    Attributes:
-        method: by name.
-        lora_rank: 1 or more.
-        density: in (0, 1]; of AdapterLTH what each pruning keeps of what is left.
-    """
-
-    method: str
-    lora_rank: int
-    density: float
-
-    def __str__(self) -> str:
-        return f"{self.method}, rank {self.lora_rank}, density {self.density:g}"
-
-    @property
-    def keys(self) -> dict[str, Any]:
-        """As keys of a run."""
-        keys: dict[str, Any] = {"method": self.method, "method.lora_rank": self.lora_rank}
-        if self.method == "AdapterLTH":
-            return {**keys, "method.prune_fraction": round(1 - self.density, 12)}
-        name = DENSITY_KEYS[self.method]
-        return keys if name is None else {**keys, name: self.density}
+from launch.sweeps.search_space import Configuration
 
 
 @dataclass(frozen=True, order=True)
@@ -95,28 +63,6 @@ def reachable(ranks: Sequence[int], densities: Sequence[float]) -> list[Configur
 def _pair(first: int, second: int, density: float) -> tuple[Configuration, Configuration]:
     low = Configuration("FLASC", first, min(1.0, density * second / first))
     return low, Configuration("FLASC", second, density)
-
-
-GRIDS = ("rank_grid", "flasc_grid", "sparse_adapter_grid", "adapter_lth_grid")
-"""What the search is set against in Figure 7."""
-
-
-def grid(name: str, ranks: Sequence[int], densities: Sequence[float], kept: Sequence[float]) -> list[Configuration]:
-    """Lists a grid: LoRA's ranks alone, or ranks by densities.
-
-    Args:
-        name: of GRIDS.
-        ranks: of all.
-        densities: of FLASC and SparseAdapter.
-        kept: of Adapter LTH, what each pruning keeps.
-    """
-    method, second = {
-        "rank_grid": ("LoRA", [1.0]),
-        "flasc_grid": ("FLASC", densities),
-        "sparse_adapter_grid": ("SparseAdapter", densities),
-        "adapter_lth_grid": ("AdapterLTH", kept),
-    }[name]
-    return [Configuration(method, rank, density) for rank in ranks for density in second]
 
 
 Try = Callable[[Sequence[Configuration]], Mapping[Configuration, Standing]]
@@ -187,17 +133,3 @@ def halve(
         found |= {one: Standing(stop, worth[one]) for one in left}
         left = sorted(left, key=lambda one: -worth[one])[: ceil(len(left) / keep)]
     return found
-
-
-def check_space(ranks: Sequence[int], densities: Iterable[float], kept: Iterable[float]) -> None:
-    """Refuses what cannot be searched.
-
-    Raises:
-        ConfigurationError: fewer than two ranks, or a number out of its range.
-    """
-    if len(ranks) < 2:
-        raise ConfigurationError(f"--ranks is {' '.join(map(str, ranks))}; expected two or more, as 1 2 4 8")
-    require("--ranks", min(ranks), min(ranks) >= 1, "1 or more")
-    for name, values in (("--densities", densities), ("--lth_densities", kept)):
-        for value in values:
-            require(name, value, 0 < value <= 1, "numbers in (0, 1]")

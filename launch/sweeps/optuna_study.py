@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fedsim.errors import ConfigurationError, unknown_name
 from launch.configuration import read_settings
-from launch.sweeps.definition import Sweep, as_arguments, yaml_flow
-from launch.sweeps.plan import PlannedRun, plan_runs
+from launch.sweeps.definition import Sweep, yaml_flow
+from launch.sweeps.plan import PlannedRun, plan_runs, shared_arguments
 from launch.sweeps.runner import Outcome, run_all
 from launch.sweeps.trials import holding_out, read_validated
 
@@ -57,8 +57,7 @@ def prepare(sweep: Sweep, common: Sequence[str], out: Path, trials: int, jobs: i
         ConfigurationError: Optuna is not there, or the space is none.
     """
     _optuna()
-    base = [] if sweep.base is None else [f"--config={sweep.base}"]
-    settings = read_settings([*base, *as_arguments(sweep.keys), *common])
+    settings = read_settings(shared_arguments(sweep, common))
     search = Search(sweep, [*common, *holding_out(settings)], out, trials, jobs, sampler)
     _sampler(sampler, 0)
     ends = {key: _ends(distribution) for key, distribution in _distributions(sweep.space).items()}

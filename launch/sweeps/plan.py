@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -51,6 +52,12 @@ class PlannedRun:
         return read_settings(self.all_arguments)
 
 
+def shown(runs: Sequence[PlannedRun]) -> str:
+    """Shows each run as the `fedsim run` that it is, a line each."""
+    state = {True: " (finished)", False: ""}
+    return "".join(f"{run.folder}{state[run.finished]}: fedsim run {shlex.join(run.arguments)}\n" for run in runs)
+
+
 def identity_of(settings: Mapping[str, Any]) -> str:
     """Returns a hash of settings under dotted keys, but for those without effect on what a run comes to."""
     counted = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
@@ -68,15 +75,10 @@ def plan_runs(sweep: Sweep, common: Sequence[str], out: Path) -> list[PlannedRun
     Raises:
         ConfigurationError: keys that are no run's, or a directory that holds something else.
     """
-    if sweep.base is not None and any(argument.partition("=")[0] == "--config" for argument in common):
-        raise ConfigurationError(f"--config is given for all runs, but the sweep has base: {sweep.base}; leave one out")
-    base = [] if sweep.base is None else [f"--config={sweep.base}"]
-    for argument in common:
-        if argument.partition("=")[0] in ("--run_dir", "--resume"):
-            raise ConfigurationError(f"{argument} is given for all runs; leave it out, each has its own below --out")
+    for_all = shared_arguments(sweep, common)
     found: dict[str, PlannedRun] = {}
     points = list(_points(sweep))
-    read = [_read([*base, *as_arguments(sweep.keys), *common], changes) for _, changes in points]
+    read = [_read(for_all, changes) for _, changes in points]
     labels = _labels(points, [flatten(settings.resolved) for _, settings in read])
     for seed in [None] if sweep.seeds is None else sweep.seeds:
         for (_, changes), (arguments, settings), label in zip(points, read, labels, strict=True):
@@ -89,6 +91,21 @@ def plan_runs(sweep: Sweep, common: Sequence[str], out: Path) -> list[PlannedRun
                 finished = is_finished(folder, seeded)
                 found[identity] = PlannedRun(folder, changes, own, tuple(given), identity, finished)
     return list(found.values())
+
+
+def shared_arguments(sweep: Sweep, common: Sequence[str]) -> list[str]:
+    """Returns the arguments of `fedsim run` that all runs have: the base, the sweep's keys, and those given for all.
+
+    Raises:
+        ConfigurationError: two bases, or a directory for all.
+    """
+    if sweep.base is not None and any(argument.partition("=")[0] == "--config" for argument in common):
+        raise ConfigurationError(f"--config is given for all runs, but the sweep has base: {sweep.base}; leave one out")
+    for argument in common:
+        if argument.partition("=")[0] in ("--run_dir", "--resume"):
+            raise ConfigurationError(f"{argument} is given for all runs; leave it out, each has its own below --out")
+    base = [] if sweep.base is None else [f"--config={sweep.base}"]
+    return [*base, *as_arguments(sweep.keys), *common]
 
 
 def is_finished(folder: Path, settings: Settings) -> bool:

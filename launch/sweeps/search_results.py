@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launch.reports.canvas import COLOURS, LINES, MARKERS, byte_unit, canvas, factor, is_fraction, log_axis
-from launch.sweeps.flasc_search import Configuration, Standing
+from launch.sweeps.flasc_search import Standing
+from launch.sweeps.search_space import Configuration
 from launch.sweeps.trials import Measure
 
 if TYPE_CHECKING:

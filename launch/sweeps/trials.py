@@ -12,9 +12,9 @@ from launch.configuration import Settings
 from launch.reports.results import read_run
 from launch.run_directory import earlier_settings
 from launch.sweeps.definition import Sweep, as_arguments
-from launch.sweeps.flasc_search import Configuration
 from launch.sweeps.plan import PlannedRun, plan_runs
 from launch.sweeps.runner import run_all
+from launch.sweeps.search_space import Configuration
 
 HELD_OUT = {"evaluation.held_out": 0.2, "evaluation.clients": None}
 """What a search adds where the keys hold nothing out: a fifth of every client's examples, which nobody trains on. Those
@@ -72,19 +72,14 @@ class Measure:
 
 
 def plan_trials(
-    configurations: Iterable[Configuration],
-    common: Sequence[str],
-    settings: Settings,
-    seeds: Sequence[int] | None,
-    out: Path,
+    configurations: Iterable[Configuration], sweep: Sweep, common: Sequence[str], out: Path
 ) -> dict[Configuration, list[PlannedRun]]:
     """Lays out the runs of everything that may be tried, and checks them.
 
     Args:
         configurations: what may be tried.
-        common: arguments of `fedsim run` for all.
-        settings: the same, read.
-        seeds: of every configuration; None for that of the settings.
+        sweep: with base, keys for all, and seeds.
+        common: arguments of `fedsim run` for all, with what they hold out.
         out: where the runs go.
 
     Returns:
@@ -94,8 +89,7 @@ def plan_trials(
         ConfigurationError: keys that are no run's, or a directory that holds something else.
     """
     every = list(dict.fromkeys(configurations))
-    sweep = Sweep(runs=[one.keys for one in every], seeds=seeds)
-    planned = plan_runs(sweep, [*common, *holding_out(settings)], out)
+    planned = plan_runs(replace(sweep, search=None, runs=[one.keys for one in every]), common, out)
     return {one: [run for run in planned if run.changes == one.keys] for one in every}
 
 

@@ -3,25 +3,16 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedsim.errors import ConfigurationError
-from launch.sweeps.flasc_search import (
-    GRIDS,
-    Configuration,
-    Standing,
-    check_space,
-    conduct,
-    flasc_search,
-    grid,
-    halve,
-    reachable,
-    rungs,
-)
+from launch.sweeps.flasc_search import Standing, conduct, flasc_search, halve, reachable, rungs
 from launch.sweeps.search_results import csv_text, describe, draw_search, saved_bytes, steps_of
+from launch.sweeps.search_space import GRIDS, Configuration, SearchSpace, space_of
 from launch.sweeps.trials import Measure
 
 Point = tuple[int, float]
@@ -86,8 +77,8 @@ def test_it_does_what_algorithm_2_lists(ranks: list[int], densities: list[float]
 
 
 def test_grids_and_their_keys() -> None:
-    space = ([1, 4], [0.5, 1.0], [0.98])
-    found = {name: [one.keys for one in grid(name, *space)] for name in GRIDS}
+    space = SearchSpace(ranks=[1, 4], densities=[0.5, 1.0], lth_densities=[0.98], against=GRIDS)
+    found = {name: [one.keys for one in configurations] for name, configurations in space.grids().items()}
     assert found["rank_grid"] == [{"method": "LoRA", "method.lora_rank": rank} for rank in (1, 4)]
     assert found["flasc_grid"][1] == {"method": "FLASC", "method.lora_rank": 1, "method.upload_density": 1.0}
     assert found["sparse_adapter_grid"][2] == {"method": "SparseAdapter", "method.lora_rank": 4, "method.density": 0.5}
@@ -170,12 +161,28 @@ def test_the_figure_shows_the_best_so_far() -> None:
     assert logarithmic.get_xscale() == "log"
 
 
-def test_a_space_that_cannot_be_searched() -> None:
-    with pytest.raises(ConfigurationError, match="two or more"):
-        check_space([4], [1.0], [0.98])
-    with pytest.raises(ConfigurationError, match="--ranks is 0"):
-        check_space([0, 1], [1.0], [0.98])
-    with pytest.raises(ConfigurationError, match=r"--densities is 1\.5"):
-        check_space([1, 2], [1.5], [0.98])
-    with pytest.raises(ConfigurationError, match="--lth_densities is 0"):
-        check_space([1, 2], [1.0], [0.0])
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"ranks": [4]}, "ranks is .4.; expected two or more"),
+        ({"ranks": [0, 1]}, "ranks is 0; expected 1 or more"),
+        ({"ranks": [1, 2.5]}, "1 or more, whole"),
+        ({"ranks": ["a", "b"]}, "two or more whole numbers"),
+        ({"densities": [1.5]}, r"densities is .1\.5.; expected"),
+        ({"densities": 0.5}, r"densities is 0\.5; expected numbers"),
+        ({"lth_densities": [0.0]}, r"lth_densities is .0\.0.; expected"),
+        ({"against": ["rank_gird"]}, "did you mean rank_grid"),
+        ({"against": "rank_grid"}, "expected a list of rank_grid"),
+        ({"halving": 1}, "halving is 1; expected 2 or more"),
+        ({"rank": [1, 2]}, "did you mean ranks"),
+    ],
+    ids=str,
+)
+def test_a_space_that_cannot_be_searched(entries: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        space_of(entries)
+
+
+def test_a_space_puts_its_numbers_in_order() -> None:
+    space = space_of({"ranks": [4, 1, 4], "densities": [1, 0.5]})
+    assert (space.ranks, space.densities) == ((1, 4), (0.5, 1))

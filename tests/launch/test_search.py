@@ -91,6 +91,63 @@ def test_halving_saves_bytes_and_goes_on_after_any_stop(here: Path, monkeypatch:
     assert (here / "cut" / "search.csv").read_bytes() == (here / "whole" / "search.csv").read_bytes()
 
 
+FILE = """
+base: digits
+keys: {rounds: 2, method.lora_rank: 3}
+seeds: [0, 1]
+search: {ranks: [1, 2], densities: [0.5, 1], against: [rank_grid]}
+"""
+
+
+@pytest.mark.parametrize("command", ["search", "sweep"])
+def test_a_search_in_a_file_is_the_one_of_its_options(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.yaml").write_text(FILE)
+    assert main([command, "--config", "mine.yaml", "--dry_run", "--", *TINY]) == 0
+    of_file = capsys.readouterr().out
+    options = ["--ranks", "1", "2", "--densities", "0.5", "1", "--against", "rank_grid", "--seeds", "0", "1"]
+    given = ["--config", "digits", "--rounds", "2", *TINY]
+    assert main(["search", *options, "--out", "runs/mine", "--dry_run", "--", *given]) == 0
+    shown = [line.partition(": fedsim run ")[0] for line in of_file.splitlines()]
+    assert shown == [line.partition(": fedsim run ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown[-1] == "10 runs at most, 0 finished"  # three of FLASC and two of LoRA, two seeds each
+    assert not (here / "runs").exists()
+
+
+def test_options_win_over_a_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.yaml").write_text(FILE)
+    assert main(["search", "--config", "mine.yaml", "--ranks", "4", "8", "--seeds", "7", "--dry_run", "--", *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "lora_rank=4,upload_density=1.0-s7" in said
+    assert "lora_rank=1," not in said
+    assert said.endswith("5 runs at most, 0 finished\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "argv", "words"),
+    [
+        ("keys: {rounds: 2}", ["search", "--config", "mine.yaml"], ["mine.yaml has no search:", "fedsim sweep"]),
+        (FILE + "grid: {client.lr: [0.1]}", ["sweep", "--config", "mine.yaml"], ["search stands beside grid"]),
+        (FILE.replace("ranks", "rank"), ["search", "--config", "mine.yaml"], ["mine.yaml", "did you mean ranks"]),
+        (FILE, ["sweep", "--config", "mine.yaml", "--grid", "client.lr=0.1"], ["search stands beside grid"]),
+        (FILE, ["sweep", "--config", "mine.yaml", "--slurm"], ["--slurm", "no array"]),
+        (FILE, ["search", "--config", "mine.yaml", "--", "--config", "digits"], ["base: digits"]),
+        (FILE, ["search", "--config", "none.yaml"], ["none.yaml", "no file"]),
+    ],
+    ids=["none", "grid", "entry", "given", "slurm", "bases", "file"],
+)
+def test_a_file_that_is_no_search_is_refused_in_one_line(
+    text: str, argv: list[str], words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.yaml").write_text(text)
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert all(word in err for word in words), err
+    assert [path.name for path in here.iterdir()] == ["mine.yaml"]
+
+
 def test_what_is_held_out_already_is_what_is_chosen_by(here: Path) -> None:
     keys = (*KEYS, "--evaluation.held_out", "0.4", "--evaluation.clients", "2")
     assert main(["search", "--ranks", "1", "2", "--densities", "1", "--out", "out", *keys]) == 0
@@ -110,10 +167,10 @@ def test_a_configuration_that_fails_is_the_worst(here: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["--ranks", "4"], ["--ranks is 4", "two or more"]),
-        (["--densities", "0"], ["--densities is 0"]),
+        (["--ranks", "4"], ["ranks is [4]", "two or more"]),
+        (["--densities", "0"], ["densities is [0.0]"]),
         (["--against", "everything"], ["everything", "flasc_grid"]),
-        (["--halving", "1"], ["--halving is 1", "2 or more"]),
+        (["--halving", "1"], ["halving is 1", "2 or more"]),
         (["--rounds", "3"], ["--rounds is no option of fedsim search", "behind --"]),
         (["--", "--ruonds", "3"], ["ruonds", "rounds"]),
         (["--", "--run_dir", "x"], ["run_dir"]),
