@@ -23,7 +23,7 @@ COMMANDS = [
 
 
 def test_there_are_some() -> None:
-    assert len(FILES) == 2
+    assert len(FILES) == 3
     assert {command[1] for command in COMMANDS} == {"sweep", "search", "report", "list"}
 
 
@@ -41,14 +41,17 @@ def test_sweeps_can_be_run(
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "search"], ids=" ".join)
 def test_searches_can_be_run(command: list[str]) -> None:
-    at = command.index("--")
+    at = command.index("--") if "--" in command else len(command)
     read_options(command[2:at])
     read_settings(command[at + 1 :])
 
 
-def test_the_space_is_one() -> None:
+def test_space_and_search_are_ones() -> None:
     sweep = sweep_of(yaml.safe_load(FILES[1]))
     assert {*sweep.space} == {"method.lora_rank", "client.lr", "client.local_epochs"}
+    search = sweep_of(yaml.safe_load(FILES[2])).search
+    assert search is not None
+    assert {*search.grids()} == {"rank_grid", "flasc_grid"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[1] == "report"], ids=" ".join)
