@@ -20,6 +20,37 @@ def global_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0") if _under_srun() else "0"))
 
 
+def refuse_workers(command: str) -> None:
+    """Refuses a command that starts runs of its own where torchrun or srun started several processes of it.
+
+    Args:
+        command: its name.
+
+    Raises:
+        ConfigurationError: they did.
+    """
+    local, nodes = _processes()
+    if local * nodes > 1:
+        raise ConfigurationError(
+            f"{local * nodes} workers run fedsim {command}, which starts runs of its own; start it once, without "
+            "torchrun or srun (--jobs runs several at a time, fedsim sweep --slurm an array)"
+        )
+
+
+def visible_gpus() -> list[str]:
+    """Names the GPUs that this process may use, as CUDA_VISIBLE_DEVICES does; torch stays away from all of them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = given.split(",") if given is not None else map(str, range(torch.cuda.device_count()))
+    return [name.strip() for name in found if name.strip()]
+
+
+def use_gpu(name: str) -> None:
+    """Has this process, which has touched none yet, see one GPU alone."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = name
+
+
 def with_variables(variables: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment with some variables more, for a command to be called."""
     return {**os.environ, **variables}

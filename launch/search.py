@@ -12,6 +12,7 @@ from fedsim.errors import ConfigurationError, TrainingError
 from fedsim.options import require
 from launch.arguments import Arguments
 from launch.configuration import Settings, read_settings
+from launch.environment import refuse_workers
 from launch.reports.canvas import render
 from launch.reports.files import write_files
 from launch.sweeps.definition import Sweep, read_sweep
@@ -30,6 +31,7 @@ _DESCRIPTION = (
 
 def main(argv: Sequence[str]) -> int:
     """Searches, and tells what was chosen and what that cost."""
+    refuse_workers("search")
     at = list(argv).index("--") if "--" in argv else len(argv)
     options, common = read_options(argv[:at]), list(argv[at + 1 :])
     sweep = read_sweep(options.config) if options.config else Sweep()

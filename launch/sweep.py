@@ -10,6 +10,7 @@ from rich.console import Console
 from fedsim.errors import ConfigurationError
 from fedsim.options import require
 from launch.arguments import Arguments
+from launch.environment import refuse_workers
 from launch.search import run_search
 from launch.submit import add_resources, check_resources, submit
 from launch.sweeps.array import plan_array, write_tasks
@@ -26,6 +27,7 @@ _DESCRIPTION = (
 
 def main(argv: Sequence[str]) -> int:
     """Runs, submits or shows a sweep."""
+    refuse_workers("sweep")
     at = list(argv).index("--") if "--" in argv else len(argv)
     options, common = _read_options(argv[:at]), list(argv[at + 1 :])
     sweep = _sweep(options)

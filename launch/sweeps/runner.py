@@ -10,14 +10,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from data_partitions.errors import DataError
 from fedsim.errors import ConfigurationError, RunStopped, TrainingError
+from launch.environment import use_gpu, visible_gpus
 from launch.experiment import run as run_experiment
 from launch.stopping import StopRequest
 from launch.sweeps.plan import PlannedRun
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
 
     Args:
         runs: what there is to run.
-        jobs: how many at a time; one by one they run in this process.
+        jobs: how many at a time, dealt out over the GPUs; one by one they run in this process.
         console: where this process shows progress.
         debug: show the traceback of every failure.
 
@@ -57,8 +63,11 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
             outcomes.append(_run_once(run, console, debug))
             _end_if_stopped(outcomes[-1])
         return outcomes
-    # Fresh processes, as one that has threads may not be forked.
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _follow_parent) as pool:
+    fresh = multiprocessing.get_context("spawn")  # a process that has threads may not be forked
+    gpus = fresh.SimpleQueue()
+    for name in islice(cycle(visible_gpus() or [""]), jobs):
+        gpus.put(name)
+    with ProcessPoolExecutor(jobs, fresh, _begin, (gpus,)) as pool:
         waiting: list[Future[Outcome]] = [pool.submit(_run_in_process, run, debug) for run in runs]
         try:
             for future in as_completed(waiting):
@@ -101,6 +110,13 @@ def _run_once(run: PlannedRun, console: Console, debug: bool) -> Outcome:
             traceback.print_exc()
         said = str(error) if known else f"{type(error).__name__}: {error}"
         return Outcome(run, " ".join(said.split()))
+
+
+def _begin(gpus: "SimpleQueue[str]") -> None:
+    """Makes a process ready for runs: it has a GPU of its own where there are as many, and stops with its parent."""
+    if name := gpus.get():
+        use_gpu(name)
+    _follow_parent()
 
 
 def _follow_parent() -> None:

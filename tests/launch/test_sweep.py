@@ -2,13 +2,14 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,9 +17,14 @@ from fedsim import simulation
 from fedsim.checkpoint import save_checkpoint
 from fedsim.errors import ConfigurationError
 from launch.__main__ import main
+from launch.environment import visible_gpus
 from launch.sweeps.definition import Sweep, as_arguments, parse_grid, sweep_of
 from launch.sweeps.plan import LONGEST_NAME, PlannedRun, plan_runs
+from launch.sweeps.runner import _begin
 from tests.launch.test_submit import SBATCH, asked, fake
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import SimpleQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -293,7 +299,8 @@ def test_several_at_a_time_give_the_same_bits_and_stop_with_their_sweep(here: Pa
     (here / "s.yaml").write_text(json.dumps(entries))
     command = [sys.executable, "-m", "launch", "sweep", "--config", "s.yaml", "--out", "out", "--jobs", "2", "--"]
     with (here / "log").open("w") as log:
-        sweep = subprocess.Popen([*command, *TINY], env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0,1"}
+        sweep = subprocess.Popen([*command, *TINY], env=environment, stdout=log, stderr=log)
         while not ((here / "out/short-s0/DONE").exists() and (here / "out/long-s0/ledger.csv").exists()):
             assert sweep.poll() is None, (here / "log").read_text()
             time.sleep(0.05)
@@ -303,6 +310,35 @@ def test_several_at_a_time_give_the_same_bits_and_stop_with_their_sweep(here: Pa
         time.sleep(0.05)
     assert main(["run", *TINY, "--run_dir", "alone"]) == 0
     assert (here / "alone/ledger.csv").read_bytes() == (here / "out/short-s0/ledger.csv").read_bytes()
+
+
+def _gpu(gpus: "SimpleQueue[str]", seen: "SimpleQueue[str]") -> None:
+    _begin(gpus)
+    seen.put(os.environ["CUDA_VISIBLE_DEVICES"])
+
+
+def test_processes_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-7")
+    assert visible_gpus() == ["3", "GPU-7"]
+    fresh = multiprocessing.get_context("spawn")
+    gpus, seen = fresh.SimpleQueue(), fresh.SimpleQueue()
+    for name in visible_gpus():
+        gpus.put(name)
+    processes = [fresh.Process(target=_gpu, args=(gpus, seen)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert {seen.get(), seen.get()} == {"3", "GPU-7"}
+    for process in processes:
+        process.join()
+
+
+@pytest.mark.parametrize("command", ["sweep", "search"])
+def test_torchrun_does_not_start_it(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert main([command, "--seeds", "0"]) == 2
+    assert f"2 workers run fedsim {command}" in capsys.readouterr().err
 
 
 def test_an_array_has_a_task_for_each_run_that_is_not_finished(
