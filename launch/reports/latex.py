@@ -31,12 +31,13 @@ def latex(found: Findings) -> str:
         *(f"% {' '.join(note.split())}" for note in found.notes),
         r"\begin{table}",
         r"  \centering",
+        r"  \footnotesize\setlength{\tabcolsep}{3pt}",
         f"  \\caption{{{caption}}}",
         f"  \\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
         r"    \toprule",
-        *_row(header),
+        _row([_stacked(title) for title in header]),
         r"    \midrule",
-        *(line for row in body for line in _row(row)),
+        "\n    \\addlinespace\n".join(_row([label, *map(_spread_below, cells)]) for label, *cells in body),
         r"    \bottomrule",
         r"  \end{tabular}",
         r"\end{table}",
@@ -44,5 +45,23 @@ def latex(found: Findings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(cells: list[str]) -> list[str]:
-    return [f"    {' & '.join(cells)} \\\\"]
+def _stacked(title: str) -> str:
+    """A column's title on lines of its own, first word, rest and unit, so that a column is as wide as its cells."""
+    words, bracket, unit = title.partition(" (")
+    first, _, rest = words.partition(" ")
+    return _shortstack([first, rest, f"({unit}" if bracket else ""])
+
+
+def _spread_below(cell: str) -> str:
+    """What stands in brackets beneath the rest, in small; words beneath each other."""
+    value, bracket, spread = cell.partition(" (")
+    return _shortstack([*value.split(), rf"\scriptsize ({spread}" if bracket else ""])
+
+
+def _shortstack(lines: list[str]) -> str:
+    shown = [line for line in lines if line]
+    return r"\shortstack[r]{" + r" \\ ".join(shown) + "}" if len(shown) > 1 else "".join(shown)
+
+
+def _row(cells: list[str]) -> str:
+    return f"    {' & '.join(cells)} \\\\"

@@ -2,6 +2,8 @@
 
 import io
 import math
+import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def test_p_values_stand_in_every_table_with_what_they_prove(compared: Path) -> N
 
 
 def test_the_latex_table_is_whole(compared: Path) -> None:
-    """No LaTeX is at hand, so: environments nest, every row has as many cells, and what LaTeX reads is escaped."""
+    """Environments nest, every row has as many cells, and what LaTeX reads is escaped."""
     lines = (compared / "report.tex").read_text().splitlines()
     opened: list[str] = []
     for line in lines:
@@ -104,10 +106,25 @@ def test_the_latex_table_is_whole(compared: Path) -> None:
     assert opened == []
     rows = [line for line in lines if line.endswith(r"\\")]
     assert [line.replace(r"\&", "").count("&") for line in rows] == [7] * 4
+    assert r"& \shortstack[r]{final \\ accuracy \\ (\%)} &" in rows[0]
     assert r"  \begin{tabular}{lrrrrrrr}" in lines
-    assert r"    LoRA\_A \& 100 \% & 2 & 90.5 (90.0--91.0) & " in "\n".join(rows)
+    assert r"    LoRA\_A \& 100 \% & 2 & \shortstack[r]{90.5 \\ \scriptsize (90.0--91.0)} & " in "\n".join(rows)
     assert any("Few seeds prove little" in line for line in lines if line.strip().startswith(r"\caption"))
     assert f"% left out, not finished: {compared / 'd'}" in lines
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex, with booktabs (texlive-latex-recommended)")
+def test_latex_sets_the_table(compared: Path) -> None:
+    """On a page of the article class, it is no wider than the text."""
+    (compared / "page.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{report}\end{document}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "page"], cwd=compared, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Overfull" not in done.stdout
+    assert (compared / "page.pdf").exists()
 
 
 def test_escapes() -> None:
