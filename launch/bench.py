@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
     parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
     parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
+    parser.add_argument("--methods", action="store_true", help="instead: rounds of sparse methods beside LoRA's")
     parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
     parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
     parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         return _features(arguments.work, arguments.repeats)
     if arguments.slots:
         return _slots(_works(arguments.work, arguments.clients), arguments.repeats, arguments.threads)
+    if arguments.methods:
+        return _methods(_works(arguments.work, arguments.clients), arguments.repeats)
     if arguments.overhead:
         return _overhead(_works(arguments.work, arguments.clients), arguments.repeats, arguments.threads)
     if arguments.only is not None:
@@ -224,6 +227,19 @@ def _slots(works: Mapping[int, "Work"], repeats: int, threads: int) -> int:
                 f"{work.name}, {row.slots:>2} slots: {row.client_steps_per_second:.1f} client steps/s, "
                 f"{row.ratio_to_one:.3f} times one after another{held}{taken if row.slots == chosen else ''}"
             )
+    return 0
+
+
+def _methods(works: Mapping[int, "Work"], repeats: int) -> int:
+    from launch.benchmarks.method_rounds import method_costs
+
+    for work in works.values():
+        for slots in (1, work.clients):
+            for cost in method_costs(work, slots, repeats):
+                print(
+                    f"{work.name}, {slots} slot(s), {cost.method}: {cost.milliseconds:.1f} ms a round, "
+                    f"{cost.ratio:.3f} of LoRA's, {cost.cpu_ratio:.3f} of its CPU time"
+                )
     return 0
 
 

@@ -23,6 +23,7 @@ from fedsim.data import Batch, Examples
 from fedsim.evaluation import Evaluator
 from fedsim.experiment import Experiment
 from fedsim.frozen import FrozenBackbone
+from fedsim.method import Method
 from fedsim.optimizers import SGD
 from fedsim.options import ClientOptions, CommunicationOptions, EvaluationOptions, RunOptions, ServerOptions
 from fedsim.parameters import FlatParameters
@@ -41,7 +42,8 @@ from methods.lora import LoRA
 LR, MOMENTUM = 2e-2, 0.9
 """Of every client's SGD."""
 _CPU = torch.device("cpu")
-_ALONE = Workers(0, 1, _CPU)
+ALONE = Workers(0, 1, _CPU)
+"""The one worker of a round that nobody shares."""
 
 
 class Arena:
@@ -130,7 +132,7 @@ class Arena:
     def engine(
         self,
         slots: int,
-        workers: Workers = _ALONE,
+        workers: Workers = ALONE,
         bf16: bool = False,
         compile: bool = False,
         like_length: bool = False,
@@ -149,15 +151,37 @@ class Arena:
             prepare: changes what the trainer is made of.
         """
         parts = prepare(self.parts(bf16))
-        parameters = parts.parameters
-        experiment = Experiment(
-            method=LoRA(),
+        trainer = watch(parts.sequential() if slots == 1 else parts.packed(slots, compile))
+        experiment = self.experiment(LoRA(), parts, trainer, parts.train.lengths if like_length else None)
+        vector, start = parts.parameters.vector, parts.parameters.vector.clone()
+
+        def train_round(round: int) -> Tensor:
+            vector.copy_(start)
+            state = initial_state(experiment)
+            run_round(experiment, state, round, workers, None)
+            return start - state.vector.detach()
+
+        return train_round
+
+    def experiment(
+        self, method: Method, parts: Parts, trainer: Trainer, lengths: np.ndarray | None = None
+    ) -> Experiment:
+        """Puts together what the engine needs for rounds of this work.
+
+        Args:
+            method: whose server steps by the mean update.
+            parts: what the trainer is made of.
+            trainer: of the clients.
+            lengths: of the training texts, (examples,), where batches are to be of like length.
+        """
+        return Experiment(
+            method=method,
             data=self._data,
             partition=self._partition,
             population=self._partition,
-            parameters=parameters,
+            parameters=parts.parameters,
             backbone=FrozenBackbone(parts.module.backbone),
-            trainer=watch(parts.sequential() if slots == 1 else parts.packed(slots, compile)),
+            trainer=trainer,
             evaluator=self.evaluator(parts),
             client_evaluator=None,
             client=parts.options,
@@ -165,17 +189,8 @@ class Arena:
             communication=CommunicationOptions(),
             evaluation=EvaluationOptions(),
             run=RunOptions(rounds=1, cohort_size=self.work.clients),
-            lengths=parts.train.lengths if like_length else None,
+            lengths=lengths,
         )
-        start = parameters.vector.clone()
-
-        def train_round(round: int) -> Tensor:
-            parameters.vector.copy_(start)
-            state = initial_state(experiment)
-            run_round(experiment, state, round, workers, None)
-            return start - state.vector.detach()
-
-        return train_round
 
     def evaluator(self, parts: Parts) -> Evaluator:
         """Evaluates on the training set."""

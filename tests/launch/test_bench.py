@@ -13,9 +13,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedsim.server import initial_state
+from fedsim.simulation import run_round
 from fedsim.transport import Workers
 from launch.__main__ import main
-from launch.benchmarks import features, local_work, overhead, payload, population, rounds, slots, table, works
+from launch.benchmarks import (
+    features,
+    local_work,
+    method_rounds,
+    overhead,
+    payload,
+    population,
+    rounds,
+    slots,
+    table,
+    works,
+)
 from launch.benchmarks.contestants import CONTESTANTS, Contestant
 from launch.benchmarks.local_work import Arena
 from launch.benchmarks.memory import Reading, growth
@@ -326,3 +339,28 @@ def test_what_a_round_costs_beside_training(
     shares = [float(re.search(r"all else ([\d.]+)%", line)[1]) for line in said]  # type: ignore[index]
     assert all(0 < share < 90 for share in shares)
     assert ended == [1, 1]
+
+
+def test_rounds_of_the_sparse_methods_stand_beside_loras(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--methods", "--repeats", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for lines_of_slots, count in ((lines[:6], 1), (lines[6:], 2)):
+        told = [line.removeprefix(f"smallest, {count} slot(s), ").partition(": ")[0] for line in lines_of_slots]
+        assert told == list(method_rounds.METHODS)
+        assert lines_of_slots[0].endswith("1.000 of LoRA's, 1.000 of its CPU time")
+        assert all(float(number) > 0 for line in lines_of_slots for number in re.findall(r"([\d.]+) of", line))
+
+
+def test_what_is_timed_goes_on_and_is_sparse() -> None:
+    """SparseAdapter's first round is dense, and from the second on what it pruned stands still."""
+    with Arena(SMALLEST) as arena:
+        parts = arena.parts()
+        experiment = arena.experiment(method_rounds.METHODS["SparseAdapter 1/4"](), parts, parts.sequential())
+        state = initial_state(experiment)
+        seen = []
+        for number in (1, 2, 3):
+            run_round(experiment, state, number, Workers(0, 1, torch.device("cpu")), None)
+            seen.append(state.vector.detach().clone())
+    still = (seen[1] == seen[2]).float().mean()
+    assert 0.7 < float(still) < 0.8
+    assert not torch.equal(seen[1], seen[2])
