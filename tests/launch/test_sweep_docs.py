@@ -33,6 +33,8 @@ def test_sweeps_can_be_run(
 ) -> None:
     (tmp_path / "mine.yaml").write_text(FILES[0])
     monkeypatch.chdir(tmp_path)
+    for folder in (word for word in command if "FOLDER" in word):
+        (tmp_path / folder).mkdir()
     at = command.index("--") if "--" in command else len(command)
     assert main(["sweep", *command[2:at], "--dry_run", *command[at:]]) == 0
     said = capsys.readouterr().out
