@@ -61,8 +61,18 @@ def run_search(
 
     Returns:
         The exit status: 1 where a run failed.
+
+    Raises:
+        ConfigurationError: it cannot be searched so, or a directory holds something else.
+        TrainingError: nothing has a result.
+        RunStopped: a signal stopped a run.
     """
     settings = read_settings(shared_arguments(sweep, common))
+    if space.halving and settings.privacy.epsilon is not None and settings.privacy.noise_multiplier is None:
+        raise ConfigurationError(
+            f"halving is {space.halving} with privacy.epsilon, whose noise is found for the rounds of a run: runs that "
+            "stop early would have less; give privacy.noise_multiplier"
+        )
     grids = space.grids()
     candidates = [*reachable(space.ranks, space.densities), *(one for found in grids.values() for one in found)]
     runs = plan_trials(candidates, sweep, [*common, *holding_out(settings)], out)

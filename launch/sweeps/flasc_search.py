@@ -61,7 +61,7 @@ def reachable(ranks: Sequence[int], densities: Sequence[float]) -> list[Configur
 
 
 def _pair(first: int, second: int, density: float) -> tuple[Configuration, Configuration]:
-    low = Configuration("FLASC", first, min(1.0, density * second / first))
+    low = Configuration("FLASC", first, min(1.0, round(density * second / first, 12)))  # 0.1 * 3 is not 0.3
     return low, Configuration("FLASC", second, density)
 
 
@@ -122,14 +122,22 @@ def halve(
         batch: who competes.
         stops: rounds, rising; one alone runs all of them to it.
         keep: one of so many goes on, rounded up; of equals those that were proposed first.
-        advance: runs some to a round, and says what each is worth there.
+        advance: runs some to a round, and says what each is worth there; minus infinity where it failed.
 
     Returns:
-        How far each came, and what it was worth there.
+        How far each came, and what it was worth there; what fails came nowhere.
     """
-    left, found = list(dict.fromkeys(batch)), dict.fromkeys(batch, Standing(0, float("-inf")))
+    found = dict.fromkeys(batch, Standing(0, float("-inf")))
+    left, stopped = list(found), list[Configuration]()
     for stop in stops:
-        worth = advance(left, stop)
-        found |= {one: Standing(stop, worth[one]) for one in left}
-        left = sorted(left, key=lambda one: -worth[one])[: ceil(len(left) / keep)]
+        able: list[Configuration] = []
+        while left and not able:  # where all fail, the best of those that were stopped go on
+            worth = advance(left, stop)
+            found |= {one: Standing(stop, worth[one]) for one in left if worth[one] > float("-inf")}
+            found |= {one: Standing(0, worth[one]) for one in left if worth[one] == float("-inf")}
+            able = sorted((one for one in left if found[one].rounds), key=lambda one: -worth[one])
+            if not able:
+                left, stopped = stopped[: len(left)], stopped[len(left) :]
+        better = ceil(len(able) / keep)
+        left, stopped = able[:better], [*able[better:], *stopped]
     return found

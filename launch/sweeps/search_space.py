@@ -7,8 +7,8 @@ from typing import Any
 from fedsim.errors import unknown_name
 from fedsim.options import require
 
-DENSITY_KEYS = {"FLASC": "method.upload_density", "SparseAdapter": "method.density", "LoRA": None, "AdapterLTH": None}
-"""The key that a method's density is; LoRA has none, Adapter LTH's is what is left each time."""
+DENSITY_KEYS = {"FLASC": "method.upload_density", "SparseAdapter": "method.density"}
+"""The key that a method's density is. Adapter LTH prunes what it does not keep, and LoRA is dense."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Configuration:
         keys: dict[str, Any] = {"method": self.method, "method.lora_rank": self.lora_rank}
         if self.method == "AdapterLTH":
             return {**keys, "method.prune_fraction": round(1 - self.density, 12)}
-        name = DENSITY_KEYS[self.method]
-        return keys if name is None else {**keys, name: self.density}
+        name = DENSITY_KEYS.get(self.method)
+        return {**keys, name: self.density} if name else keys
 
 
 GRIDS = ("rank_grid", "flasc_grid", "sparse_adapter_grid", "adapter_lth_grid")

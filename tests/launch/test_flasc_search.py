@@ -66,7 +66,7 @@ def test_it_does_what_algorithm_2_lists(ranks: list[int], densities: list[float]
 
     expected: list[Point] = []
     for density in densities:
-        first, second = (ranks[0], min(1.0, density * ranks[1] / ranks[0])), (ranks[1], density)
+        first, second = (ranks[0], min(1.0, round(density * ranks[1] / ranks[0], 12))), (ranks[1], density)
         expected += [first, second]
         if worth(*first) < worth(*second):
             break
@@ -114,6 +114,24 @@ def test_the_hopeless_are_stopped() -> None:
     assert asked == [([1, 2, 3, 4], 20), ([3, 1], 30), ([1], 60)]
     assert [(found[one].rounds, found[one].worth) for one in batch] == [(60, 0.9), (20, 0.1), (30, 0.35), (20, 0.3)]
     assert found[batch[0]] > found[batch[2]] > found[batch[3]] > found[batch[1]]
+
+
+def test_who_fails_is_behind_whoever_was_stopped_and_the_next_best_goes_on() -> None:
+    curves = {1: {30: 0.8, 60: float("-inf")}, 2: {30: 0.5, 60: 0.6}, 3: {30: float("-inf")}}
+    batch = [flasc(rank, 1.0) for rank in curves]
+    found = halve(batch, [30, 60], 2, lambda left, rounds: {one: curves[one.lora_rank][rounds] for one in left})
+    assert [found[one].rounds for one in batch] == [0, 60, 0]
+    alone = halve(batch[2:], [30], 2, lambda left, rounds: dict.fromkeys(left, float("-inf")))
+    assert [standing.rounds for standing in alone.values()] == [0]
+    curves[2][60] = float("-inf")
+    found = halve(batch[:2], [30, 60], 2, lambda left, rounds: {one: curves[one.lora_rank][rounds] for one in left})
+    assert {standing.rounds for standing in found.values()} == {0}
+
+
+def test_densities_of_equal_cost_are_the_grids_own() -> None:
+    grid = SearchSpace(ranks=[1, 3], densities=[0.1, 0.3], against=["flasc_grid"]).grids()["flasc_grid"]
+    assert flasc(1, 0.3) in reachable([1, 3], [0.1])
+    assert set(reachable([1, 3], [0.1])) & set(grid) == {flasc(1, 0.3), flasc(3, 0.1)}
 
 
 def test_what_came_further_in_an_earlier_batch_stays_what_it_was() -> None:

@@ -174,6 +174,10 @@ def test_a_configuration_that_fails_is_the_worst(here: Path, capsys: pytest.Capt
         (["--rounds", "3"], ["--rounds is no option of fedsim search", "behind --"]),
         (["--", "--ruonds", "3"], ["ruonds", "rounds"]),
         (["--", "--run_dir", "x"], ["run_dir"]),
+        (
+            ["--halving", "2", "--", "--privacy.epsilon", "8", "--privacy.clip", "1"],
+            ["halving is 2", "privacy.noise_multiplier"],
+        ),
     ],
     ids=" ".join,
 )
