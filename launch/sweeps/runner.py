@@ -6,10 +6,11 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
         How each ended, in their order.
 
     Raises:
-        RunStopped: a signal stopped a run; the others did not start.
+        RunStopped: a signal stopped a run; those under way ended first, and the others did not start.
         TrainingError: a process was killed.
     """
     if min(jobs, len(runs)) <= 1:
@@ -68,19 +69,42 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, console: Console, debug: bool
     for name in islice(cycle(visible_gpus() or [""]), jobs):
         gpus.put(name)
     with ProcessPoolExecutor(jobs, fresh, _begin, (gpus,)) as pool:
-        waiting: list[Future[Outcome]] = [pool.submit(_run_in_process, run, debug) for run in runs]
         try:
-            for future in as_completed(waiting):
-                _end_if_stopped(future.result())
+            return run_with(pool, partial(_run_in_process, debug=debug), runs, jobs)
         except BrokenProcessPool as error:
             raise TrainingError(
                 "a process of the sweep was killed, for want of memory perhaps: give fewer --jobs; the same command "
                 "goes on"
             ) from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that are under way end first
-            raise
-        return [future.result() for future in waiting]
+
+
+def run_with(
+    pool: Executor, call: Callable[[PlannedRun], Outcome], runs: Sequence[PlannedRun], jobs: int
+) -> list[Outcome]:
+    """Has a pool run all of them. It has no more than `jobs` at once: what it has queued, it cannot be asked to drop.
+
+    Args:
+        pool: where they run.
+        call: runs one.
+        runs: what there is to run.
+        jobs: how many at a time.
+
+    Returns:
+        How each ended, in their order.
+
+    Raises:
+        RunStopped: a signal stopped a run; no other was begun since.
+    """
+    left = iter(enumerate(runs))
+    under_way: dict[Future[Outcome], int] = {}
+    outcomes: dict[int, Outcome] = {}
+    while len(outcomes) < len(runs):
+        for at, run in islice(left, jobs - len(under_way)):
+            under_way[pool.submit(call, run)] = at
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            outcomes[under_way.pop(future)] = outcome = future.result()
+            _end_if_stopped(outcome)
+    return [outcomes[at] for at in range(len(runs))]
 
 
 def _end_if_stopped(outcome: Outcome) -> None:
@@ -89,7 +113,14 @@ def _end_if_stopped(outcome: Outcome) -> None:
 
 
 def _run_in_process(run: PlannedRun, debug: bool) -> Outcome:
-    return _run_once(run, Console(force_terminal=False), debug)
+    """Runs one of them in a process of the pool: Ctrl-C stops it also where it does not listen yet."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return _run_once(run, Console(force_terminal=False), debug)
+    except KeyboardInterrupt:
+        return Outcome(run, "interrupted", signal.SIGINT.name)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _run_once(run: PlannedRun, console: Console, debug: bool) -> Outcome:

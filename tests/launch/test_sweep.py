@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,12 @@ import pytest
 
 from fedsim import simulation
 from fedsim.checkpoint import save_checkpoint
-from fedsim.errors import ConfigurationError
+from fedsim.errors import ConfigurationError, RunStopped
 from launch.__main__ import main
 from launch.environment import visible_gpus
 from launch.sweeps.definition import Sweep, as_arguments, parse_grid, sweep_of
 from launch.sweeps.plan import LONGEST_NAME, PlannedRun, plan_runs
-from launch.sweeps.runner import _begin
+from launch.sweeps.runner import Outcome, _begin, run_with
 from tests.launch.test_submit import SBATCH, asked, fake
 
 if TYPE_CHECKING:
@@ -310,6 +312,38 @@ def test_several_at_a_time_give_the_same_bits_and_stop_with_their_sweep(here: Pa
         time.sleep(0.05)
     assert main(["run", *TINY, "--run_dir", "alone"]) == 0
     assert (here / "alone/ledger.csv").read_bytes() == (here / "out/short-s0/ledger.csv").read_bytes()
+
+
+def test_outcomes_are_in_the_order_of_the_runs_however_they_end() -> None:
+    runs, second_ended = planned(seeds=[0, 1, 2, 3]), threading.Event()
+
+    def call(run: PlannedRun) -> Outcome:
+        if run.seed == 0:
+            assert second_ended.wait(10)
+        elif run.seed == 1:
+            second_ended.set()
+        return Outcome(run)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert [outcome.run for outcome in run_with(pool, call, runs, 2)] == runs
+
+
+def test_behind_a_run_that_was_stopped_none_begins() -> None:
+    """Also not those that a pool would have in its queue, which it cannot be asked to drop."""
+    begun, stopped = [], threading.Event()
+
+    def call(run: PlannedRun) -> Outcome:
+        begun.append(run.seed)
+        if run.seed == 0:
+            assert stopped.wait(10)
+            time.sleep(0.1)  # ends behind the one that was stopped
+            return Outcome(run)
+        stopped.set()
+        return Outcome(run, "stopped", "SIGTERM")
+
+    with ThreadPoolExecutor(8) as pool, pytest.raises(RunStopped):
+        run_with(pool, call, planned(seeds=[0, 1, 2, 3, 4]), 2)
+    assert sorted(begun) == [0, 1]
 
 
 def _gpu(gpus: "SimpleQueue[str]", seen: "SimpleQueue[str]") -> None:
