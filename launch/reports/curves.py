@@ -1,8 +1,10 @@
 """From runs to curves: the seeds of one configuration together, each configuration under a label of its own."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +110,35 @@ def _labels(groups: Mapping[Key, Sequence[RunResult]]) -> list[str]:
         variants[name][items] = dict(items)
     labels = [", ".join([name, *_differences(dict(items), [*variants[name].values()])]) for name, items, _ in groups]
     count = Counter(label for label, (_, _, copy) in zip(labels, groups, strict=True) if copy == 0)
-    return [
-        f"{label} ({members[0].path.name})" if copy or count[label] > 1 else label
+    folders = [
+        members[0].path if copy or count[label] > 1 else None
         for label, ((_, _, copy), members) in zip(labels, groups.items(), strict=True)
     ]
+    return _with_folders(labels, folders)
+
+
+def _with_folders(labels: Sequence[str], folders: Sequence[Path | None]) -> list[str]:
+    """Adds folders to labels, with as many of those above as tell all apart; a number where none does."""
+    parts = [() if folder is None else folder.absolute().parts for folder in folders]
+    depths = [min(1, len(some)) for some in parts]
+    while True:
+        shown = [
+            f"{label} ({'/'.join(some[-depth:])})" if depth else label
+            for label, some, depth in zip(labels, parts, depths, strict=True)
+        ]
+        count = Counter(shown)
+        deeper = [
+            count[label] > 1 and depth < len(some) - 1  # the first part is the root
+            for label, some, depth in zip(shown, parts, depths, strict=True)
+        ]
+        if not any(deeper):
+            break
+        depths = [depth + more for depth, more in zip(depths, deeper, strict=True)]
+    unique: list[str] = []
+    for label in shown:
+        numbered = (f"{label} {number}" for number in itertools.count(2))
+        unique.append(next(one for one in itertools.chain([label], numbered) if one not in unique))
+    return unique
 
 
 def _differences(settings: Settings, variants: Sequence[Settings]) -> list[str]:

@@ -20,6 +20,7 @@ REPORTS = ("report", "report_curves", "report_target", "report_heat_map", "repor
 REPORT_FILES = (
     *(f"{name}.{kind}" for name in REPORTS for kind in ("png", "svg", "csv", "md", "tex", "html")),
     *("sweep.csv", "search.csv", "search.png", "search.svg"),
+    *(f"optuna.db{end}" for end in ("", "-journal", "-wal", "-shm")),
 )
 # These say how long a run lives, not what it learns: two runs may differ in them and still share a curve.
 WITHOUT_EFFECT = ("checkpoint_every_rounds", "stop_within_seconds", "collective_timeout_seconds")
@@ -70,8 +71,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Finds the run directories at or up to two levels below the given paths, each once.
 
     Args:
-        paths: run directories, or directories that hold some; files of an earlier report are passed over, so that
-            `runs/demo/*` works.
+        paths: run directories, or directories that hold some; files of an earlier report or sweep are passed over, so
+            that `runs/demo/*` works.
 
     Returns:
         The finished runs and the unfinished ones.

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,21 @@ def test_a_repeated_run_is_left_out_and_a_contradicting_one_stands_alone(tmp_pat
     assert notes == [f"left out, the same as {tmp_path / 'first'}: {tmp_path / 'again'}"]
 
 
+def test_folders_of_one_name_are_told_apart_by_those_above(tmp_path: Path) -> None:
+    for at, name in enumerate(("a/s0", "b/s0", "c/x/s0", "d/x/s0")):
+        write_run(tmp_path / name, "LoRA", [0.1, 0.5 + 0.1 * at])
+    curves, _ = group_runs([read_run(tmp_path / name) for name in ("a/s0", "b/s0", "c/x/s0", "d/x/s0")])
+    assert sorted(curve.label for curve in curves) == ["LoRA", "LoRA (b/s0)", "LoRA (c/x/s0)", "LoRA (d/x/s0)"]
+
+
+def test_labels_that_no_folder_tells_apart_have_a_number(tmp_path: Path) -> None:
+    write_run(tmp_path / "s0", "LoRA", [0.1, 0.5])
+    run = read_run(tmp_path / "s0")
+    others = [replace(run, metrics={"accuracy": run.metrics["accuracy"] + more}) for more in (0.1, 0.2)]
+    labels = [curve.label for curve in group_runs([run, *others])[0]]
+    assert len({*labels}) == 3
+
+
 @pytest.mark.usefixtures("pictures")
 def test_files_are_written_where_told_and_come_out_equal_again(three_seeds: Path) -> None:
     out = three_seeds / "somewhere" / "new"
@@ -363,6 +379,14 @@ def test_runs_without_a_common_metric_are_refused_but_for_a_target(tmp_path: Pat
     console = quiet()
     assert list(table(report([tmp_path], ("perplexity", 1.0), None, console))) == ["GPT"]
     assert f"left out, no perplexity: {tmp_path / 'a'}" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_files_beside_the_runs_of_a_sweep_are_passed_over(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "s0", "LoRA", [0.1])
+    beside = [tmp_path / name for name in ("sweep.csv", "optuna.db", "optuna.db-journal", "report.md")]
+    for path in beside:
+        path.touch()
+    assert find_runs([run, *beside]) == ([run], [])
 
 
 def test_paths_that_hold_nothing_are_named(tmp_path: Path) -> None:
