@@ -69,7 +69,7 @@ def _read_options(argv: Sequence[str]) -> Namespace:
     add("--out", type=Path, help="where the runs go (default runs/sweep, or by the file's name)")
     add("--jobs", type=int, help="runs at a time (default 1; with --slurm, as many as the cluster starts)")
     add("--optuna", type=int, metavar="TRIALS", help="Optuna chooses so many from the file's space (docs/sweeps.md)")
-    add("--sampler", default="TPESampler", help="one of Optuna's (default TPESampler)")
+    add("--sampler", help="one of Optuna's, with --optuna (default TPESampler)")
     add("--dry_run", action="store_true", help="show the runs and their number, and start nothing")
     add("--slurm", action="store_true", help="hand what is not finished to SLURM, as an array with a task a run")
     group = parser.add_argument_group("with --slurm, for each run")
@@ -82,6 +82,8 @@ def _read_options(argv: Sequence[str]) -> Namespace:
         )
     require("--jobs", options.jobs, options.jobs is None or options.jobs >= 1, "1 or more")
     require("--optuna", options.optuna, options.optuna is None or options.optuna >= 1, "1 or more")
+    if options.sampler is not None and options.optuna is None:
+        raise ConfigurationError("--sampler is given, which is for --optuna; leave it out")
     check_resources(options)
     for action in group._group_actions:
         if not options.slurm and getattr(options, action.dest) != action.default:
@@ -108,11 +110,12 @@ def _choose(options: Namespace, sweep: Sweep, common: Sequence[str], out: Path) 
         raise ConfigurationError(
             "--optuna TRIALS and space: in the sweep's file go together, without --slurm and --dry_run (docs/sweeps.md)"
         )
-    from launch.sweeps.optuna_study import prepare, search
+    from launch.sweeps.optuna_study import DEFAULT_SAMPLER, conduct_study, prepare
 
-    wanted = prepare(sweep, common, out, options.optuna, options.jobs or 1, options.sampler)
+    sampler = options.sampler or DEFAULT_SAMPLER
+    wanted = prepare(sweep, common, out, options.optuna, options.jobs or 1, sampler)
     console = Console()
-    outcomes = search(wanted, console, options.debug)
+    outcomes = conduct_study(wanted, console, options.debug)
     write_csv(outcomes, out)
     return tell_failures(outcomes, console)
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 STORAGE = "optuna.db"
 FAILURE = "failure"
 """The attribute of a trial whose runs came to nothing; one that was stopped has none."""
+NO_VALUE = "its metric has no finite value"
+DEFAULT_SAMPLER = "TPESampler"
 BOUNDS = {"low", "high", "log", "step"}
 
 
 @dataclass(frozen=True)
-class Search:
+class OptunaSearch:
     """A search by Optuna.
 
     Attributes:
@@ -50,7 +52,7 @@ class Search:
         return plan_runs(replace(self.sweep, runs=[point], space={}), self.common, self.out)
 
 
-def prepare(sweep: Sweep, common: Sequence[str], out: Path, trials: int, jobs: int, sampler: str) -> Search:
+def prepare(sweep: Sweep, common: Sequence[str], out: Path, trials: int, jobs: int, sampler: str) -> OptunaSearch:
     """Checks a search; a mistake in the last choice of its space should show before the first run.
 
     Raises:
@@ -58,7 +60,7 @@ def prepare(sweep: Sweep, common: Sequence[str], out: Path, trials: int, jobs: i
     """
     _optuna()
     settings = read_settings(shared_arguments(sweep, common))
-    search = Search(sweep, [*common, *holding_out(settings)], out, trials, jobs, sampler)
+    search = OptunaSearch(sweep, [*common, *holding_out(settings)], out, trials, jobs, sampler)
     _sampler(sampler, 0)
     ends = {key: _ends(distribution) for key, distribution in _distributions(sweep.space).items()}
     for key, values in ends.items():
@@ -67,7 +69,7 @@ def prepare(sweep: Sweep, common: Sequence[str], out: Path, trials: int, jobs: i
     return search
 
 
-def search(wanted: Search, console: Console, debug: bool = False) -> list[Outcome]:
+def conduct_study(wanted: OptunaSearch, console: Console, debug: bool = False) -> list[Outcome]:
     """Has Optuna choose, and tells it the main metric on held-out examples after the last round, mean over seeds.
 
     It is told what is to be maximised: a loss, therefore, with its sign turned. A trial that was under way when the
@@ -86,6 +88,7 @@ def search(wanted: Search, console: Console, debug: bool = False) -> list[Outcom
         if trial.values and not all(run.finished for run in planned[trial.number]):
             raise ConfigurationError(f"{wanted.out / STORAGE} holds trials of other settings; give another --out")
     distributions = _distributions(wanted.sweep.space)
+    ended: dict[Path, Outcome] = {}
     while (done := len(_done(study))) < wanted.trials:
         trials = []
         for number in range(done, min(done + wanted.jobs, wanted.trials)):
@@ -93,7 +96,7 @@ def search(wanted: Search, console: Console, debug: bool = False) -> list[Outcom
             trials.append(_ask(study, distributions, wanted.out))
             planned[trials[-1].number] = wanted.runs(trials[-1].params)
         once = {run.folder: run for trial in trials for run in planned[trial.number]}  # two trials may be alike
-        ended = {o.run.folder: o for o in run_all(list(once.values()), wanted.jobs, console, debug)}
+        ended |= {o.run.folder: o for o in run_all(list(once.values()), wanted.jobs, console, debug)}
         for trial in trials:
             _tell(study, trial, [ended[run.folder] for run in planned[trial.number]])
     best = max((trial for trial in study.trials if trial.values), key=lambda trial: trial.values[0], default=None)
@@ -103,11 +106,19 @@ def search(wanted: Search, console: Console, debug: bool = False) -> list[Outcom
             f"best of {len(_done(study))} trials: {best.params}; {attributes}", highlight=False, soft_wrap=True
         )
     every = {
-        run.folder: Outcome(run, trial.user_attrs.get(FAILURE, ""))
+        run.folder: _outcome(run, trial.user_attrs.get(FAILURE, ""), ended)
         for trial in _done(study)
         for run in planned[trial.number]
     }
     return list(every.values())
+
+
+def _outcome(run: PlannedRun, failure: str, ended: Mapping[Path, Outcome]) -> Outcome:
+    """How a run ended whose trial may have failed for another seed; an earlier command's is known by its directory."""
+    outcome = ended.get(run.folder) or Outcome(run, "" if run.finished else failure)
+    if failure and not outcome.failure and np.isnan(read_validated(run.folder).validation):
+        return Outcome(run, NO_VALUE)
+    return outcome
 
 
 def _ask(study: "Study", distributions: "dict[str, BaseDistribution]", out: Path) -> "Trial":
@@ -134,13 +145,13 @@ def _tell(study: "Study", trial: "Trial", outcomes: Sequence[Outcome]) -> None:
     trial.set_user_attr("upload_bytes", sum(one.upload_bytes for one in found))
     worth = validation if found[0].higher_is_better else -validation
     if np.isnan(worth):
-        trial.set_user_attr(FAILURE, "its metric has no finite value")
+        trial.set_user_attr(FAILURE, NO_VALUE)
         study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, worth)
 
 
-def _study(wanted: Search) -> "Study":
+def _study(wanted: OptunaSearch) -> "Study":
     """Opens the storage; what was under way when it was left is queued again."""
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

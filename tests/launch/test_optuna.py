@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import pytest
 from fedsim import simulation
 from fedsim.checkpoint import save_checkpoint
 from launch.__main__ import main
+from launch.sweeps import optuna_study, runner
+from launch.sweeps.plan import PlannedRun
+from launch.sweeps.runner import Outcome
 from tests.launch.test_sweep import TINY, contents, here, table
 
 __all__ = ["here"]
@@ -89,6 +93,23 @@ def test_a_trial_that_fails_is_told_so(here: Path, capsys: pytest.CaptureFixture
     assert main(["sweep", "--config", "s.yaml", "--optuna", "1", "--", *TINY, "--client.max_steps", "3"]) == 1
     assert "failed: runs/s/client.lr=1e+30-s0: " in capsys.readouterr().out
     assert [trial.state.name for trial in study(here / "runs/s").trials] == ["FAIL"]
+
+
+def test_a_seed_that_fails_takes_no_other_along(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its trial fails; the table has every run's own outcome, also once the search is over and told again."""
+
+    def run_first(runs: Sequence[PlannedRun], *rest: Any) -> list[Outcome]:
+        first, second = runs
+        return [*runner.run_all([first], *rest), Outcome(second, "no memory")]
+
+    monkeypatch.setattr(optuna_study, "run_all", run_first)
+    write(here, space={"client.lr": [0.01]}, seeds=[0, 1])
+    for _ in range(2):
+        assert sweep("out", 1) == 1
+        first, second = table(here / "out")
+        assert (first["failure"], second["failure"]) == ("", "no memory")
+        assert float(first["final/accuracy"]) >= 0
+    assert [trial.state.name for trial in study(here / "out").trials] == ["FAIL"]
 
 
 @pytest.mark.parametrize(
