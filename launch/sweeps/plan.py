@@ -28,7 +28,7 @@ class PlannedRun:
 
     Attributes:
         folder: its run directory, named by what differs.
-        changes: the keys in which runs of the sweep differ, dotted, without the seed.
+        changes: the keys of its own, dotted, from the list and the grid, without the sweep's seed.
         seed: its seed.
         arguments: of `fedsim run`, without where it writes and whether it goes on.
         identity: of its settings: equal for equal runs.
@@ -164,7 +164,7 @@ def _labels(points: Sequence[tuple[str | None, Mapping[str, Any]]], resolved: Se
         parts = [f"{_short(key, settings)}={_safe(changes[key])}" for key in shown]
         labels.append(",".join(parts if name is None else [_safe(name), *parts]))
     hashes = [identity_of({**settings, "seed": None}) for settings in resolved]
-    alike = Counter(dict(zip(hashes, labels, strict=True)).values())
+    alike = Counter(label for _, label in {*zip(hashes, labels, strict=True)})
     return [
         f"{label[:LONGEST_NAME]}-{identity}" if alike[label] > 1 or len(label) > LONGEST_NAME else label
         for label, identity in zip(labels, hashes, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedsim.errors import ConfigurationError
 from fedsim.reporting import write_atomically
 from launch.report import read_arguments, write
 from launch.sweeps.definition import yaml_flow
@@ -18,16 +19,20 @@ TOTALS = ("upload_bytes", "download_bytes", "seconds")
 
 
 def check_report(options: Mapping[str, Any], out: Path) -> None:
-    """Refuses options that `fedsim report` does not take, before anything runs.
+    """Refuses options that `fedsim report` does not take, and another folder, before anything runs.
 
     Raises:
         ConfigurationError: there are some.
     """
-    read_arguments([*_as_options(options), "--", str(out)])
+    elsewhere = read_arguments([*_as_options(options), "--", str(out)]).out
+    if elsewhere is not None:
+        raise ConfigurationError(
+            f"report: out is {elsewhere}; leave it out, the report lies in the sweep's folder (--out is {out})"
+        )
 
 
 def conclude(outcomes: Sequence[Outcome], options: Mapping[str, Any], out: Path, console: Console) -> int:
-    """Writes sweep.csv and the report, and tells what failed.
+    """Writes sweep.csv and the report, and tells what failed; also where without those runs there is no report.
 
     Args:
         outcomes: of all runs.
@@ -37,13 +42,22 @@ def conclude(outcomes: Sequence[Outcome], options: Mapping[str, Any], out: Path,
 
     Returns:
         The exit status: 1 where a run failed.
+
+    Raises:
+        ConfigurationError: no run failed, and the report cannot be what was asked for.
     """
     write_csv(outcomes, out)
     folders = [outcome.run.folder for outcome in outcomes if not outcome.failure]
     if folders:  # one that failed is named in the report, too, where it left a directory
         begun = [o.run.folder for o in outcomes if o.failure and (o.run.folder / "config.yaml").exists()]
         arguments = [*_as_options(options), f"--out={out}", "--", *map(str, [*folders, *begun])]
-        write(read_arguments(arguments), console)
+        try:
+            write(read_arguments(arguments), console)
+        except ConfigurationError as error:
+            if len(folders) == len(outcomes):
+                raise
+            said = " ".join(str(error).split())
+            console.print(f"no report: {said}", markup=False, highlight=False, soft_wrap=True)
     return tell_failures(outcomes, console, "; the same command tries them again")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
 from fedsim import simulation
 from fedsim.checkpoint import save_checkpoint
@@ -22,7 +23,9 @@ from launch.__main__ import main
 from launch.environment import visible_gpus
 from launch.sweeps.definition import Sweep, as_arguments, parse_grid, sweep_of
 from launch.sweeps.plan import LONGEST_NAME, PlannedRun, plan_runs
+from launch.sweeps.results import conclude
 from launch.sweeps.runner import Outcome, _begin, run_with
+from tests.launch.test_report import write_run
 from tests.launch.test_submit import SBATCH, asked, fake
 
 if TYPE_CHECKING:
@@ -111,6 +114,11 @@ def test_names_tell_runs_apart_and_are_safe() -> None:
     alike = names(grid={"backbone.path": ["/some/vit", "/other/vit"]})
     assert len({*alike}) == 2
     assert all(name.startswith("path=vit-") for name in alike)
+    runs = [{"name": "a b", "rounds": 1}, {"name": "a_b", "rounds": 2}, {"name": "c", "rounds": 1}]
+    alike = names(runs=runs)
+    assert len({*alike}) == 2
+    assert all(name.startswith("a_b-") for name in alike)
+    assert names(runs=[*runs[:1], *runs[:1]]) == ["a_b-s0"]
     (long,) = names(runs=[{"name": "x" * 300}])
     assert LONGEST_NAME < len(long) < LONGEST_NAME + 20
 
@@ -178,11 +186,13 @@ def test_what_is_no_sweep(entries: dict[str, Any], words: str) -> None:
         (["--config", "nowhere.yaml"], ["nowhere.yaml is no file"]),
         (["--seeds", "0", "--jobs", "0"], ["--jobs is 0"]),
         (["--seeds", "0", "--nodes", "2"], ["--nodes", "--slurm"]),
+        (["--seeds", "0", "--sampler", "Nonsense"], ["--sampler", "--optuna"]),
         (["--seeds", "0", "--", "--ruonds", "3"], ["ruonds", "rounds"]),
         (["--grid", "rounds=1,0"], ["rounds is 0", "in the run --rounds=0"]),
         (["--seeds", "0", "--", "--resume=never"], ["--resume=never", "leave it out"]),
         (["--config", "s.yaml"], ["s.yaml: unknown entry of a sweep 'gird'"]),
         (["--config", "t.yaml"], ["--target", "accuracy=high"]),
+        (["--config", "o.yaml"], ["report: out is elsewhere", "leave it out"]),
         (["--config", "b.yaml", "--", "--config", "digits"], ["base: digits", "leave one out"]),
     ],
     ids=" ".join,
@@ -190,7 +200,13 @@ def test_what_is_no_sweep(entries: dict[str, Any], words: str) -> None:
 def test_a_mistake_is_one_line_and_nothing_is_written(
     argv: list[str], words: list[str], here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, text in (("s", "gird: {}"), ("t", "report: {target: accuracy=high}"), ("b", "base: digits")):
+    files = {
+        "s": "gird: {}",
+        "t": "report: {target: accuracy=high}",
+        "o": "{seeds: [0], report: {out: elsewhere}}",
+        "b": "base: digits",
+    }
+    for name, text in files.items():
         (here / f"{name}.yaml").write_text(text)
     assert main(["sweep", *argv]) == 2
     out, err = capsys.readouterr()
@@ -287,6 +303,24 @@ def test_a_run_that_fails_stops_no_other(here: Path, capsys: pytest.CaptureFixtu
     assert "client" in bad["failure"]
     assert (bad["final/accuracy"], good["failure"]) == ("", "")
     assert float(good["final/accuracy"]) >= 0
+
+
+def test_failures_are_told_also_where_there_is_no_report_without_them(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A heat map over a setting of which all values but one failed; where none failed, it is a mistake of its file."""
+    good, bad = planned(grid={"method.lora_rank": [1, 2]})
+    write_run(good.folder, "LoRA", [0.1, 0.5], config="method: {lora_rank: 1, upload_density: 0.5}\n")
+    summary = json.loads((good.folder / "summary.json").read_text())
+    totals = {"best": {}, "upload_bytes": 1, "download_bytes": 1, "seconds": 1}
+    (good.folder / "summary.json").write_text(json.dumps({**summary, **totals}))
+    options = {"heat_map": ["method.lora_rank", "method.upload_density"]}
+    assert conclude([Outcome(good), Outcome(bad, "no memory")], options, here / "out", Console()) == 1
+    said = capsys.readouterr().out
+    assert "no report: " in said
+    assert f"failed: {bad.folder}: no memory\n1 of 2 runs failed" in said
+    with pytest.raises(ConfigurationError):
+        conclude([Outcome(good)], options, here / "out", Console())
 
 
 def test_without_any_result_there_is_no_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
