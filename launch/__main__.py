@@ -21,7 +21,7 @@ COMMANDS = {
     "report": ("launch.report", "tables and figures of finished runs: accuracy against uploaded bytes"),
     "export": ("launch.export", "write the adapter of a run, or the backbone with it merged in"),
     "partition": ("launch.partition", "make a partition, or load one: describe and draw who holds which labels"),
-    "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets"),
+    "list": ("launch.listing", "what there is: methods, datasets, partitioners, presets, sweeps"),
     "bench": ("launch.bench", "measure client steps a second against a bare training loop"),
 }
 
