@@ -134,5 +134,6 @@ def draw_search(searches: Mapping[str, Sequence[Step]], metric: str) -> "Figure"
         log_axis(panels[1])
         panels[0].set_ylabel(f"Best {metric} so far, validation{' (%)' if is_fraction(metric) else ''}")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=3.4)
+        columns = len(labels) if len(labels) <= 4 else 3  # five in a row are wider than the figure
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, handlelength=3.4)
     return figure
