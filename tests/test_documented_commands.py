@@ -19,6 +19,8 @@ from launch.configuration import read_settings
 from launch.registry import PRESETS
 from launch.report import read_arguments
 from launch.search import read_options
+from launch.sweeps.definition import Sweep, read_sweep
+from launch.sweeps.plan import shared_arguments
 from tests.documented import PAGES, ROOT, blocks, commands
 
 RUN = {
@@ -114,8 +116,8 @@ def read_own(given: list[str]) -> None:
     if what in ("run", "partition") and "--print_config" not in rest:
         read_settings(rest)
     elif what == "search":
-        read_options(rest[:at])
-        read_settings(rest[at + 1 :])
+        config = read_options(rest[:at]).config
+        read_settings(shared_arguments(read_sweep(config) if config else Sweep(), rest[at + 1 :]))
     elif what in ("submit", "sweep"):
         assert main([what, *rest[:at], "--dry_run", *rest[at:]]) == 0
     elif what == "report":
