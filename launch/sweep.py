@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs, submits or shows a sweep."""
     refuse_workers("sweep")
     at = list(argv).index("--") if "--" in argv else len(argv)
-    options, common = _read_options(argv[:at]), list(argv[at + 1 :])
+    options, common = read_options(argv[:at]), list(argv[at + 1 :])
     sweep = _sweep(options)
     out = options.out or Path("runs") / (Path(options.config).stem if options.config else "sweep")
     check_report(sweep.report, out)
@@ -52,7 +52,12 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read_options(argv: Sequence[str]) -> Namespace:
+def read_options(argv: Sequence[str]) -> Namespace:
+    """Reads what stands before the runs' keys.
+
+    Raises:
+        ConfigurationError: it is no sweep.
+    """
     parser = Arguments("sweep", _DESCRIPTION)
     parser.usage = "fedsim sweep [--config FILE] [--grid KEY=V,V ...] [--seeds 0 1 2] [...] -- [--KEY VALUE ...]"
     add = parser.add_argument

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 import pytest
 from torch.distributed.run import get_args_parser
 
+from launch import search, sweep
 from launch.__main__ import COMMANDS, main
 from launch.configuration import read_settings
 from launch.registry import PRESETS
 from launch.report import read_arguments
-from launch.search import read_options
 from launch.sweeps.definition import Sweep, read_sweep
 from launch.sweeps.plan import shared_arguments
 from tests.documented import PAGES, ROOT, blocks, commands
@@ -115,11 +115,11 @@ def read_own(given: list[str]) -> None:
     at = rest.index("--") if "--" in rest else len(rest)
     if what in ("run", "partition") and "--print_config" not in rest:
         read_settings(rest)
-    elif what == "search":
-        config = read_options(rest[:at]).config
-        read_settings(shared_arguments(read_sweep(config) if config else Sweep(), rest[at + 1 :]))
-    elif what in ("submit", "sweep"):
+    elif what == "submit" or (what == "sweep" and "--config" not in rest[:at]):
         assert main([what, *rest[:at], "--dry_run", *rest[at:]]) == 0
+    elif what in ("search", "sweep"):  # every run of a file has its test: tests/launch/test_paper_sweeps.py
+        config = (search if what == "search" else sweep).read_options(rest[:at]).config
+        read_settings(shared_arguments(read_sweep(config) if config else Sweep(), rest[at + 1 :]))
     elif what == "report":
         read_arguments(rest)
     elif what == "run":  # --print_config, which leaves
