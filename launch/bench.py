@@ -4,6 +4,7 @@ import json
 import resource
 import statistics
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,31 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the table, and writes it as JSON where asked."""
-    parser = Arguments("bench", "Measures client steps a second, against a bare training loop in the same process.")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    parser.add_argument("--work", help="only works whose names contain this, such as DeiT (default: all, an hour)")
-    parser.add_argument(
-        "--who", help="only these contestants, such as pfl,fedsim_packed, and the bare loop (default: all)"
-    )
-    parser.add_argument("--clients", type=int, help="clients a round (default: of the work, 10)")
-    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
-    parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
-    parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
-    parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
-    parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
-    parser.add_argument("--methods", action="store_true", help="instead: rounds of sparse methods beside LoRA's")
-    parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
-    parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
-    parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
-    parser.add_argument("--overhead", action="store_true", help="instead: what two workers do beside training")
-    parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
-    parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
-    arguments = parser.parse_args(argv)
-    if min(arguments.repeats, arguments.threads, 1 if arguments.clients is None else arguments.clients) < 1:
-        raise ConfigurationError("--repeats, --threads and --clients are whole numbers of 1 or more")
-    if arguments.json is not None and not arguments.json.parent.is_dir():
-        raise ConfigurationError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}; make it")
+    arguments = _read_options(argv)
     if arguments.install_peers:
         return _install_peers()
     import torch
@@ -79,6 +56,40 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         write_atomically(arguments.json, json.dumps(rows, indent=2) + "\n")
     return 0
+
+
+def _read_options(argv: Sequence[str]) -> Namespace:
+    """Reads the options.
+
+    Raises:
+        ConfigurationError: one is unknown, or out of its range.
+    """
+    parser = Arguments("bench", "Measures client steps a second, against a bare training loop in the same process.")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    parser.add_argument("--work", help="only works whose names contain this, such as DeiT (default: all, an hour)")
+    parser.add_argument(
+        "--who", help="only these contestants, such as pfl,fedsim_packed, and the bare loop (default: all)"
+    )
+    parser.add_argument("--clients", type=int, help="clients a round (default: of the work, 10)")
+    parser.add_argument("--repeats", type=int, default=15, help="timed rounds of each, alternating (default 15)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each worker (default 1)")
+    parser.add_argument("--memory_rounds", type=int, help="instead: memory over so many rounds of digits")
+    parser.add_argument("--payload", action="store_true", help="instead: milliseconds of top-k, encode and decode")
+    parser.add_argument("--population", type=int, help="instead: a round of 100 of so many clients against 100 of 1000")
+    parser.add_argument("--server", help="instead: time and memory of a METHOD's aggregation, such as FLoRANA")
+    parser.add_argument("--methods", action="store_true", help="instead: rounds of sparse methods beside LoRA's")
+    parser.add_argument("--scaling", type=int, help="instead: how rounds spread over so many workers, by cohort size")
+    parser.add_argument("--features", action="store_true", help="instead: what each speed feature is worth")
+    parser.add_argument("--slots", action="store_true", help="instead: numbers of packed clients, and what auto takes")
+    parser.add_argument("--overhead", action="store_true", help="instead: what two workers do beside training")
+    parser.add_argument("--install_peers", action="store_true", help="instead: install the other simulators, apart")
+    parser.add_argument("--only", help="instead: one round of WORK/WHO, such as 0/bare, to see its peak memory")
+    arguments = parser.parse_args(argv)
+    if min(arguments.repeats, arguments.threads, 1 if arguments.clients is None else arguments.clients) < 1:
+        raise ConfigurationError("--repeats, --threads and --clients are whole numbers of 1 or more")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ConfigurationError(f"--json is {arguments.json}, but there is no folder {arguments.json.parent}; make it")
+    return arguments
 
 
 def _works(part: str | None, clients: int | None) -> dict[int, "Work"]:
