@@ -130,7 +130,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
     run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
-    return Settings(**fields, run=run, backbone_path=built.backbone.path, run_dir=run_dir, resolved=resolved)
+    return Settings(**fields, run=run, backbone_path=_loadable(built.backbone.path), run_dir=run_dir, resolved=resolved)
 
 
 def build_parser() -> ArgumentParser:
@@ -265,14 +265,15 @@ def _find_modules_here() -> None:
 def _resolve_folders(config: Namespace) -> None:
     """Makes the folders of backbone and data absolute, so that config.yaml repeats the run from anywhere.
 
-    Data that want a tokenizer and name none get the backbone's.
+    An embedded backbone keeps its name, even beside a folder of that name. Data that want a tokenizer and name none
+    get the backbone's.
     """
     if config.backbone.path is None:
         raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
-    config.backbone.path = _backbone_folder(config.backbone.path)
+    config.backbone.path = _named_backbone(config.backbone.path)
     arguments = config.data.get("init_args", {})
     if "tokenizer" in arguments and arguments["tokenizer"] is None:
-        arguments["tokenizer"] = config.backbone.path
+        arguments["tokenizer"] = _loadable(config.backbone.path)
     for name in ("path", "train_path", "test_path", "cache", "tokenizer"):
         if isinstance(arguments.get(name), str):
             arguments[name] = _absolute(arguments[name])
@@ -303,18 +304,27 @@ def _absolute(path: str) -> str:
     return str(local.resolve()) if local.exists() or path.startswith(("/", ".", "~")) else path
 
 
-def _backbone_folder(path: str) -> str:
-    """Resolves a local folder or an embedded backbone; a hub id stays as it is."""
+def _named_backbone(path: str) -> str:
+    """Resolves a local folder; a hub id stays as it is, and an embedded name too, so that a checkout can be moved."""
+    if path in _embedded():
+        return path
     absolute = _absolute(path)
-    if "/" in absolute:
-        return absolute
-    embedded = sorted(folder.name for folder in BACKBONES.iterdir() if folder.is_dir())
-    if path not in embedded:
+    if "/" not in absolute:
         raise ConfigurationError(
             f"backbone.path {path!r} is no folder here, no hub id (owner/name) and no embedded backbone "
-            f"({', '.join(embedded)}); give a folder: --backbone.path FOLDER"
+            f"({', '.join(_embedded())}); give a folder: --backbone.path FOLDER"
         )
-    return str(BACKBONES / path)
+    return absolute
+
+
+def _loadable(path: str) -> str:
+    """The folder of an embedded backbone; anything else stays as it is."""
+    return str(BACKBONES / path) if path in _embedded() else path
+
+
+def _embedded() -> list[str]:
+    """The names of the backbones that fedsim brings along."""
+    return sorted(folder.name for folder in BACKBONES.iterdir() if folder.is_dir())
 
 
 def _import_module(path: str) -> Callable[[Any], Any]:

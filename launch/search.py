@@ -10,7 +10,7 @@ from rich.console import Console
 
 from fedsim.errors import ConfigurationError, TrainingError
 from fedsim.options import require
-from launch.arguments import Arguments
+from launch.arguments import Arguments, refuse_misplaced, split_keys
 from launch.configuration import Settings, read_settings
 from launch.environment import refuse_workers
 from launch.reports.canvas import render
@@ -32,8 +32,9 @@ _DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Searches, and tells what was chosen and what that cost."""
     refuse_workers("search")
-    at = list(argv).index("--") if "--" in argv else len(argv)
-    options, common = read_options(argv[:at]), list(argv[at + 1 :])
+    own, common = split_keys(argv)
+    options = read_options(own)
+    refuse_misplaced(options, common, "search")
     sweep = read_sweep(options.config) if options.config else Sweep()
     if options.config and not sweep.search:
         raise ConfigurationError(f"--config {options.config} has no search: in it; give it to fedsim sweep")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fedsim.errors import ConfigurationError
 from fedsim.options import require
-from launch.arguments import Arguments
+from launch.arguments import Arguments, refuse_misplaced, split_keys
 from launch.configuration import Settings, read_settings
 from launch.environment import with_variables
 
@@ -51,8 +51,9 @@ class Submission:
 
 def main(argv: Sequence[str]) -> int:
     """Checks a run, submits it, and says where it goes, how to follow it and how to end it."""
-    at = list(argv).index("--") if "--" in argv else len(argv)
-    options, keys = _read_options(argv[:at]), list(argv[at + 1 :])
+    own, keys = split_keys(argv)
+    options = read_options(own)
+    refuse_misplaced(options, keys, "submit")
     settings = _check_keys(keys, options.array)
     submission = plan(options, settings, keys)
     if options.dry_run:
@@ -105,7 +106,7 @@ def plan(options: Namespace, settings: Settings, keys: Sequence[str]) -> Submiss
     return Submission(("sbatch", "--parsable", "--export=ALL", *given, *options.sbatch, str(script), *keys), variables)
 
 
-def _read_options(argv: Sequence[str]) -> Namespace:
+def read_options(argv: Sequence[str]) -> Namespace:
     """Reads what stands before the run's keys."""
     options, unknown = _parser().parse_known_args(argv)
     if unknown:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedsim.errors import ConfigurationError
 from fedsim.options import require
-from launch.arguments import Arguments
+from launch.arguments import Arguments, refuse_misplaced, split_keys
 from launch.environment import refuse_workers
 from launch.search import run_search
 from launch.submit import add_resources, check_resources, submit
@@ -28,8 +28,9 @@ _DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Runs, submits or shows a sweep."""
     refuse_workers("sweep")
-    at = list(argv).index("--") if "--" in argv else len(argv)
-    options, common = read_options(argv[:at]), list(argv[at + 1 :])
+    own, common = split_keys(argv)
+    options = read_options(own)
+    refuse_misplaced(options, common, "sweep")
     sweep = _sweep(options)
     out = options.out or Path("runs") / (Path(options.config).stem if options.config else "sweep")
     check_report(sweep.report, out)

@@ -168,7 +168,6 @@ def test_a_folder_becomes_absolute_and_a_hub_id_stays(elsewhere: Path, monkeypat
     (elsewhere / "model").mkdir()
     (elsewhere / "owner" / "name").mkdir(parents=True)
     for given, path in {
-        "glyphs": PRESETS.parent / "backbones" / "glyphs",
         "model": elsewhere / "model",
         "./missing": elsewhere / "missing",
         "~/model": elsewhere / "model",
@@ -178,6 +177,14 @@ def test_a_folder_becomes_absolute_and_a_hub_id_stays(elsewhere: Path, monkeypat
         assert settings.backbone_path == settings.resolved["backbone"]["path"] == str(path)
     assert read("--backbone.path google/vit").backbone_path == "google/vit"
     assert read("--run_dir ~/runs/x").run_dir == elsewhere / "runs" / "x"
+
+
+def test_an_embedded_backbone_keeps_its_name_so_that_a_checkout_can_be_moved(elsewhere: Path) -> None:
+    (elsewhere / "glyphs").mkdir()
+    embedded = read("--backbone.path glyphs")
+    assert embedded.backbone_path == str(PRESETS.parent / "backbones" / "glyphs")
+    assert embedded.resolved["backbone"]["path"] == "glyphs"
+    assert read("--backbone.path ./glyphs").backbone_path == str(elsewhere / "glyphs")
 
 
 def test_classes_of_the_user_are_read_by_class_path(user_module: Any) -> None:

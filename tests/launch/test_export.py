@@ -82,7 +82,7 @@ def test_a_backbone_that_moved_away_is_named(run: Path, tmp_path: Path, capsys: 
     copy = tmp_path / "run"
     (copy / "adapter").mkdir(parents=True)
     (copy / "adapter" / "adapter_config.json").write_text("{}")
-    settings = (run / "config.yaml").read_text().replace(str(BACKBONES / "glyphs"), "/nowhere/glyphs")
+    settings = (run / "config.yaml").read_text().replace("path: glyphs", "path: /nowhere/glyphs")
     (copy / "config.yaml").write_text(settings)
     assert main(["export", str(copy), "--merge"]) == 2
     assert "backbone.path '/nowhere/glyphs' does not exist" in capsys.readouterr().err

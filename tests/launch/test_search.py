@@ -172,6 +172,7 @@ def test_a_configuration_that_fails_is_the_worst(here: Path, capsys: pytest.Capt
         (["--against", "everything"], ["everything", "flasc_grid"]),
         (["--halving", "1"], ["halving is 1", "2 or more"]),
         (["--rounds", "3"], ["--rounds is no option of fedsim search", "behind --"]),
+        (["--", "--rounds", "3", "--dry_run"], ["--dry_run stands behind --", "fedsim search --dry_run"]),
         (["--", "--ruonds", "3"], ["ruonds", "rounds"]),
         (["--", "--run_dir", "x"], ["run_dir"]),
         (

@@ -127,6 +127,7 @@ def test_a_dry_run_shows_the_command_and_needs_no_sbatch(
         (["--", "--config", "digist"], ["digist", "digits"]),
         (["--", "--rounds", "0"], ["rounds is 0"]),
         (["--rounds", "3"], ["--rounds is no option of fedsim submit", "behind --"]),
+        (["--", "--nodes", "2"], ["--nodes stands behind --", "fedsim submit --nodes"]),
         (["digits"], ["digits is no option"]),
         (["--nodes", "0"], ["--nodes is 0", "1 or more"]),
         (["--nodes", "two"], ["--nodes", "two"]),

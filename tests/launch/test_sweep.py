@@ -183,6 +183,7 @@ def test_what_is_no_sweep(entries: dict[str, Any], words: str) -> None:
     [
         ([], ["--config FILE", "--grid", "--seeds"]),
         (["--rounds", "3"], ["--rounds is no option of fedsim sweep", "behind --"]),
+        (["--seeds", "0", "--", "--jobs=2"], ["--jobs stands behind --", "fedsim sweep --jobs"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml is no file"]),
         (["--seeds", "0", "--jobs", "0"], ["--jobs is 0"]),
         (["--seeds", "0", "--nodes", "2"], ["--nodes", "--slurm"]),
