@@ -14,10 +14,11 @@ from fedsim.checkpoint import Checkpoint, newest_checkpoint
 from fedsim.errors import ConfigurationError
 from fedsim.reporting import write_atomically
 from launch.configuration import flatten, save_yaml
+from launch.reports.results import WITHOUT_EFFECT
 from launch.stopping import DONE, PREEMPTED
 from launch.yaml_files import read_yaml
 
-MAY_DIFFER = ("rounds", "checkpoint_every_rounds", "stop_within_seconds", "collective_timeout_seconds")
+MAY_DIFFER = ("rounds", *WITHOUT_EFFECT)
 """Keys that a resumed run may change, besides those that config.yaml does not hold: rounds may grow."""
 
 

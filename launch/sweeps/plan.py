@@ -14,12 +14,12 @@ from typing import Any
 from data_partitions.errors import DataError
 from fedsim.errors import ConfigurationError
 from launch.configuration import Settings, flatten, read_settings
+from launch.reports.results import WITHOUT_EFFECT
 from launch.run_directory import MAY_DIFFER, earlier_settings, refuse_foreign
 from launch.sweeps.definition import NAME, Sweep, as_arguments, yaml_flow
 
 LONGEST_NAME = 120
 """Characters; file systems take 255 bytes."""
-WITHOUT_EFFECT = tuple(key for key in MAY_DIFFER if key != "rounds")
 
 
 @dataclass(frozen=True)
