@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = (
-    *("search", "order", "method", "lora_rank", "density", "seeds", "rounds", "validation", "test", "upload_bytes"),
-    *("accumulated_upload_bytes", "best_so_far", "chosen"),
+    *("search", "order", "method", "lora_rank", "density", "seeds", "rounds", "validation", "validation_low"),
+    *("validation_high", "test", "upload_bytes", "accumulated_upload_bytes", "best_so_far", "chosen"),
 )
 
 SEARCH = "flasc_search"
@@ -85,7 +85,8 @@ def csv_text(searches: Mapping[str, Sequence[Step]], seeds: Sequence[int]) -> st
     for name, steps in searches.items():
         for order, step in enumerate(steps, 1):
             one, found = step.configuration, step.measure
-            values = ["" if value != value else value for value in (found.validation, found.test)]
+            figures = (found.validation, found.low, found.high, found.test)
+            values = ["" if value != value else value for value in figures]
             identity = (name, order, one.method, one.lora_rank, one.density, " ".join(map(str, seeds)))
             cost = (found.upload_bytes, step.accumulated_bytes)
             chosen = int(one == steps[-1].so_far.configuration)
@@ -95,19 +96,18 @@ def csv_text(searches: Mapping[str, Sequence[Step]], seeds: Sequence[int]) -> st
 
 
 def describe(name: str, steps: Sequence[Step], metric: str) -> str:
-    """What a search chose, and what it cost, in a line."""
-    best = steps[-1].so_far
-    validation, test = (_percent(value, metric) for value in (best.measure.validation, best.measure.test))
-    spent, own = (f"{count / 1e6:.4g} MB" for count in (steps[-1].accumulated_bytes, best.measure.upload_bytes))
+    """What a search chose, with the spread over seeds, and what it cost, in a line."""
+    best, found = steps[-1].so_far.configuration, steps[-1].so_far.measure
+    form, unit = (".1f", " %") if is_fraction(metric) else (".4g", "")
+    figures = (found.validation, found.low, found.high, found.test)
+    validation, low, high, test = (f"{factor(metric) * value:{form}}" for value in figures)
+    spread = f" ({low} to {high})" if found.low < found.high else ""
+    spent, own = (f"{count / 1e6:.4g} MB" for count in (steps[-1].accumulated_bytes, found.upload_bytes))
     configurations = f"{len(steps)} configuration{'' if len(steps) == 1 else 's'}"
     return (
-        f"{LABELS[name]}: {best.configuration}; {metric} {validation} on validation, {test} on test; "
+        f"{LABELS[name]}: {best}; {metric} {validation}{unit}{spread} on validation, {test}{unit} on test; "
         f"{configurations} tried, {spent} uploaded in all, {own} by this one"
     )
-
-
-def _percent(value: float, metric: str) -> str:
-    return f"{100 * value:.1f} %" if is_fraction(metric) else f"{value:.4g}"
 
 
 def draw_search(searches: Mapping[str, Sequence[Step]], metric: str) -> "Figure":

@@ -61,12 +61,15 @@ class Measure:
     Attributes:
         rounds: how far it was run.
         validation: the main metric on held-out examples, mean over seeds; NaN where a run failed.
+        low, high: the smallest and the largest of the seeds.
         test: the main metric on the test split, likewise; nothing is chosen by it.
         upload_bytes: of all its seeds together.
     """
 
     rounds: int
     validation: float
+    low: float
+    high: float
     test: float
     upload_bytes: int
 
@@ -151,7 +154,8 @@ class Trials:
             validation.append(found.validation)
             test.append(found.test)
             uploaded += found.upload_bytes
-        return Measure(rounds, float(np.mean(validation)), float(np.mean(test)), uploaded)
+        mean, low, high = (float(of(validation)) for of in (np.mean, np.min, np.max))
+        return Measure(rounds, mean, low, high, float(np.mean(test)), uploaded)
 
 
 def _is_at(folder: Path, rounds: int) -> bool:

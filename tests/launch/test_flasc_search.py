@@ -146,7 +146,7 @@ def test_what_came_further_in_an_earlier_batch_stays_what_it_was() -> None:
 
 
 def measured(rounds: int, validation: float, upload_bytes: int) -> Measure:
-    return Measure(rounds, validation, validation - 0.1, upload_bytes)
+    return Measure(rounds, validation, validation - 0.02, validation + 0.03, validation - 0.1, upload_bytes)
 
 
 def test_costs_accumulate_and_the_best_is_who_did_most_with_least() -> None:
@@ -166,7 +166,7 @@ def test_costs_accumulate_and_the_best_is_who_did_most_with_least() -> None:
     assert [row["chosen"] for row in rows] == ["0", "0", "0", "1", "0"]
     assert (rows[3]["lora_rank"], rows[3]["density"], rows[3]["seeds"], rows[3]["rounds"]) == ("2", "0.5", "0 1", "60")
     said = describe("flasc_search", steps, "accuracy")
-    assert "FLASC, rank 2, density 0.5; accuracy 80.0 % on validation, 70.0 % on test; 5 configurations tried" in said
+    assert "FLASC, rank 2, density 0.5; accuracy 80.0 % (78.0 to 83.0) on validation, 70.0 % on test; 5 config" in said
 
 
 def test_the_figure_shows_the_best_so_far() -> None:

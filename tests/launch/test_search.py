@@ -43,7 +43,9 @@ def test_a_search_beside_a_grid(here: Path, capsys: pytest.CaptureFixture[str]) 
             out / f"method=FLASC,lora_rank={row['lora_rank']},upload_density={row['density']}-s{s}" for s in "01"
         ]
         last = [rows(folder / "metrics.csv")[-1] for folder in folders]
-        assert float(row["validation"]) == pytest.approx(sum(float(one["held_out/accuracy"]) for one in last) / 2)
+        held_out = sorted(float(one["held_out/accuracy"]) for one in last)
+        assert float(row["validation"]) == pytest.approx(sum(held_out) / 2)
+        assert [float(row["validation_low"]), float(row["validation_high"])] == held_out
         assert float(row["test"]) == pytest.approx(sum(float(one["accuracy"]) for one in last) / 2)
         uploaded = [int(entry["upload_bytes"]) for folder in folders for entry in rows(folder / "ledger.csv")]
         assert int(row["upload_bytes"]) == sum(uploaded)
