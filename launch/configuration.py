@@ -26,9 +26,10 @@ from fedsim.options import (
     require,
 )
 from launch.explain import CHOSEN_BY_NAME, explain, import_path, known_keys, unknown_key
+from launch.folders import loadable, resolve_folders
 from launch.nulls import refuse_nulls
 from launch.private import refuse_unprotected
-from launch.registry import BACKBONES, PRESETS, choices, import_choices
+from launch.registry import PRESETS, choices, import_choices
 from launch.yaml_files import MOST_CHARACTERS, NoSettings, parse_yaml, read_yaml
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
@@ -112,7 +113,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
         config = parser.parse_args(arguments)
         _check_values(config, parser)
         refuse_nulls(config, parser, arguments)
-        _resolve_folders(config)
+        resolve_folders(config)
         built = parser.instantiate(config)
         resolved = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True))
     except Exception as error:  # of jsonargparse, and of what it calls, on whatever was given
@@ -130,7 +131,7 @@ def read_settings(argv: Sequence[str]) -> Settings:
     resolved = {key: value for key, value in resolved.items() if key not in NOT_PART_OF_A_RUN}
     fields = {key: value for key, value in vars(built).items() if key not in ("config", "backbone", "debug", "run_dir")}
     run_dir = None if built.run_dir is None else Path(os.path.expanduser(built.run_dir))
-    return Settings(**fields, run=run, backbone_path=_loadable(built.backbone.path), run_dir=run_dir, resolved=resolved)
+    return Settings(**fields, run=run, backbone_path=loadable(built.backbone.path), run_dir=run_dir, resolved=resolved)
 
 
 def build_parser() -> ArgumentParser:
@@ -262,23 +263,6 @@ def _find_modules_here() -> None:
         sys.path.append(os.getcwd())
 
 
-def _resolve_folders(config: Namespace) -> None:
-    """Makes the folders of backbone and data absolute, so that config.yaml repeats the run from anywhere.
-
-    An embedded backbone keeps its name, even beside a folder of that name. Data that want a tokenizer and name none
-    get the backbone's.
-    """
-    if config.backbone.path is None:
-        raise ConfigurationError("backbone.path is missing; give a folder, a hub id (owner/name), or glyphs")
-    config.backbone.path = _named_backbone(config.backbone.path)
-    arguments = config.data.get("init_args", {})
-    if "tokenizer" in arguments and arguments["tokenizer"] is None:
-        arguments["tokenizer"] = _loadable(config.backbone.path)
-    for name in ("path", "train_path", "test_path", "cache", "tokenizer"):
-        if isinstance(arguments.get(name), str):
-            arguments[name] = _absolute(arguments[name])
-
-
 def _refuse_server_keys(method: Method, argv: Sequence[str]) -> None:
     """Refuses an optimiser given by hand to a method that has none; presets and config.yaml spell the keys anyway."""
     given = [argument.partition("=")[0] for argument in argv if argument.startswith("--server.")]
@@ -296,35 +280,6 @@ def _refuse_error_feedback(method: Method, communication: CommunicationOptions) 
             f"communication.error_feedback is given, but {method.label} makes new factors in every round, to which what"
             " clients owe of the old ones cannot be added; leave it out, or choose another method"
         )
-
-
-def _absolute(path: str) -> str:
-    """Resolves an existing path, or one that starts like a path; anything else stays as it is."""
-    local = Path(os.path.expanduser(path))
-    return str(local.resolve()) if local.exists() or path.startswith(("/", ".", "~")) else path
-
-
-def _named_backbone(path: str) -> str:
-    """Resolves a local folder; a hub id stays as it is, and an embedded name too, so that a checkout can be moved."""
-    if path in _embedded():
-        return path
-    absolute = _absolute(path)
-    if "/" not in absolute:
-        raise ConfigurationError(
-            f"backbone.path {path!r} is no folder here, no hub id (owner/name) and no embedded backbone "
-            f"({', '.join(_embedded())}); give a folder: --backbone.path FOLDER"
-        )
-    return absolute
-
-
-def _loadable(path: str) -> str:
-    """The folder of an embedded backbone; anything else stays as it is."""
-    return str(BACKBONES / path) if path in _embedded() else path
-
-
-def _embedded() -> list[str]:
-    """The names of the backbones that fedsim brings along."""
-    return sorted(folder.name for folder in BACKBONES.iterdir() if folder.is_dir())
 
 
 def _import_module(path: str) -> Callable[[Any], Any]:
